@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/* What every program of the suite starts from: kernel types, helpers, the rungs of a hook, counters of what was lost.
+ */
+#pragma once
+
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define TASK_COMM_LEN	 16
+#define ARRAY_SIZE(a)	 (sizeof(a) / sizeof((a)[0]))
+#define READ_ONCE(x)	 (*(const volatile typeof(x) *)&(x))
+#define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
+
+/* Make a struct that no map refers to visible in the skeleton; bpf/build.rs implements Plain for it. */
+#define EXPORT_TYPE(type) const struct type *__export_##type __attribute__((unused, section(".export")))
+
+/* Relaxed and without a result, so that it compiles to the non-fetching add that a 5.10 kernel can load. */
+#define atomic_add(ptr, value) ((void)__atomic_fetch_add((ptr), (value), __ATOMIC_RELAXED))
+
+/*
+ * One function body, and the programs that are its rungs. User space knows the hook by `name` and loads the first of
+ * name__tp_btf and name__raw_tp that the kernel accepts. Inside, `typed` is a compile-time constant: arguments are
+ * pointers that the verifier knows (tp_btf), so FIELD() is a plain load; otherwise FIELD() is a probe read.
+ */
+#define TRACEPOINT_HOOK(name, tracepoint, args...)                                                                     \
+	static __always_inline int name(const bool typed, unsigned long long *ctx, ##args);                            \
+	_Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wint-conversion\"")                          \
+	    SEC("?tp_btf/" #tracepoint) int name##__tp_btf(unsigned long long *ctx)                                    \
+	{                                                                                                              \
+		return name(true, ___bpf_ctx_cast(args));                                                              \
+	}                                                                                                              \
+	SEC("?raw_tp/" #tracepoint)                                                                                    \
+	int name##__raw_tp(unsigned long long *ctx)                                                                    \
+	{                                                                                                              \
+		return name(false, ___bpf_ctx_cast(args));                                                             \
+	}                                                                                                              \
+	_Pragma("GCC diagnostic pop") static __always_inline int name(const bool typed, unsigned long long *ctx, ##args)
+
+/* Read one field of a kernel object that came from a hook's arguments; see TRACEPOINT_HOOK. */
+#define FIELD(ptr, field) (typed ? (ptr)->field : BPF_CORE_READ((ptr), field))
+
+/* Why something that happened is not in the report. common::lost names these; keep both in step. */
+enum lost_reason {
+	LOST_EVENT,   /* the event buffer had no room */
+	LOST_STATE,   /* a map of in-flight operations was full */
+	LOST_KEY,     /* an aggregation map was full */
+	LOST_STACK,   /* a stack could not be walked or stored */
+	LOST_STRING,  /* a string did not fit or could not be read in full */
+	LOST_SCRATCH, /* every scratch buffer of this CPU was in use */
+	LOST_CLOCK,   /* the end was stamped before the beginning */
+	LOST_REASONS,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, LOST_REASONS);
+	__type(key, u32);
+	__type(value, u64);
+} lost SEC(".maps");
+
+static __always_inline void count_lost(enum lost_reason reason)
+{
+	u32 key = reason;
+	u64 *count = bpf_map_lookup_elem(&lost, &key);
+
+	if (count)
+		*count += 1;
+}

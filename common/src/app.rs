@@ -1,0 +1,67 @@
+//! The life of a tool outside its own logic: arguments in, one line of error and an exit status out.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{ArgMatches, Command, error::ErrorKind};
+
+use crate::fault;
+use crate::text::Text;
+
+/// One tool of the registry.
+pub struct Entry {
+    /// The name it is called by.
+    pub name: &'static str,
+    /// Its command line.
+    pub command: fn() -> Command,
+    /// Run it with parsed arguments.
+    pub run: fn(&ArgMatches) -> Result<()>,
+}
+
+/// Parse `args` (the program's name first) and run the tool; every error becomes one line on stderr.
+pub fn main(entry: &Entry, args: impl Iterator<Item = OsString>) -> ExitCode {
+    let matches = match (entry.command)().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            // Nobody is left to tell when stdout is closed.
+            let _ = write!(std::io::stdout(), "{error}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("{}: {} (see {0} --help)", entry.name, one_line(&error.to_string()));
+            return ExitCode::from(2);
+        }
+    };
+    match (entry.run)(&matches) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let status = fault::exit_status(&error);
+            if status != 0 {
+                eprintln!("{}: {}", entry.name, Text::new(format!("{error:#}").into_bytes()));
+            }
+            ExitCode::from(status)
+        }
+    }
+}
+
+/// The message of a clap error without its headings, tips and usage.
+fn one_line(message: &str) -> String {
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let lines: Vec<&str> = message.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    Text::new(lines.join(" ").into_bytes()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clap_errors_become_one_line() {
+        let error = Command::new("x").try_get_matches_from(["x", "--nope"]).unwrap_err();
+        assert_eq!(one_line(&error.to_string()), "unexpected argument '--nope' found");
+        let error = Command::new("x").arg(clap::Arg::new("pid").required(true)).try_get_matches_from(["x"]).unwrap_err();
+        assert_eq!(one_line(&error.to_string()), "the following required arguments were not provided: <pid>");
+    }
+}

@@ -1,0 +1,150 @@
+//! Options that mean the same in every tool, and the parsers of their values.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::session::Run;
+
+/// The longest interval or duration accepted: a year, in seconds.
+const SECONDS_MAX: f64 = 31_536_000.0;
+/// PID_MAX_LIMIT of include/linux/threads.h on 64-bit kernels.
+const PID_MAX: u32 = 4 << 20;
+
+/// How the tool itself behaves. Flattened into every tool's options.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Tool")]
+pub struct Tool {
+    /// Say on stderr which hooks were chosen and why, and what libbpf says
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Kernel types for a kernel without /sys/kernel/btf/vmlinux
+    #[arg(long, value_name = "FILE")]
+    pub btf: Option<PathBuf>,
+    /// Bytes of the event buffer, in KiB (a power of two)
+    #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = buffer_kib)]
+    pub buffer: u32,
+    /// Load only this rung of every hook
+    #[arg(long, hide = true, value_name = "RUNG")]
+    pub hook: Option<String>,
+    /// Which buffer carries events
+    #[arg(long, hide = true, default_value = "auto")]
+    pub transport: Transport,
+    /// Write a line to this file descriptor once everything is attached
+    #[arg(long, hide = true, value_name = "FD")]
+    pub ready_fd: Option<RawFd>,
+}
+
+/// How events reach user space.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum Transport {
+    /// A ring buffer where the kernel has one.
+    #[default]
+    Auto,
+    /// A ring buffer.
+    Ring,
+    /// Per-CPU perf buffers, as before 5.8.
+    Perf,
+}
+
+/// How results are written. Flattened into every tool's options.
+#[derive(Args, Clone, Copy, Debug, Default)]
+#[command(next_help_heading = "Output")]
+pub struct Output {
+    /// Write text for people, one JSON object a line, or CSV
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub format: Format,
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+}
+
+/// A representation of results.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum Format {
+    /// Aligned columns and pictures.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// Comma-separated values under one header line.
+    Csv,
+}
+
+impl Output {
+    /// The format asked for.
+    pub fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.format }
+    }
+}
+
+/// The positional `[interval] [count]` of tools that print summaries.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Interval {
+    /// Seconds between summaries; without it, one summary at the end
+    #[arg(value_parser = seconds, allow_negative_numbers = true)]
+    pub interval: Option<Duration>,
+    /// How many summaries to print
+    #[arg(value_parser = count, allow_negative_numbers = true)]
+    pub count: Option<u64>,
+}
+
+impl From<&Interval> for Run {
+    fn from(args: &Interval) -> Self {
+        Run { interval: args.interval, count: args.count, duration: None, report: true }
+    }
+}
+
+/// Parse a positive number of seconds, fractions allowed, of at most a year.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds <= SECONDS_MAX => Ok(Duration::from_secs_f64(seconds)),
+        Ok(_) => Err(format!("must be more than 0 and at most {SECONDS_MAX} seconds")),
+        Err(_) => Err("is not a number of seconds".into()),
+    }
+}
+
+/// Parse a positive count.
+pub fn count(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err(format!("must be a whole number from 1 to {}", u64::MAX)),
+    }
+}
+
+/// Parse a process or thread id.
+pub fn pid(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(pid) if (1..=PID_MAX).contains(&pid) => Ok(pid),
+        _ => Err(format!("must be a whole number from 1 to {PID_MAX}")),
+    }
+}
+
+fn buffer_kib(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(kib) if kib.is_power_of_two() && (4..=1 << 20).contains(&kib) => Ok(kib),
+        _ => Err("must be a power of two from 4 to 1048576".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_held() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for bad in ["0", "-1", "inf", "nan", "1e300", "x", ""] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+        assert_eq!(pid("1"), Ok(1));
+        for bad in ["0", "-1", "4194305", "99999999999999999999", "x"] {
+            assert!(pid(bad).is_err(), "{bad}");
+        }
+        assert_eq!(count("3"), Ok(3));
+        assert!(count("0").is_err());
+        assert!(buffer_kib("100").is_err());
+    }
+}

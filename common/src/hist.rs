@@ -1,0 +1,433 @@
+//! Histograms: the inverse of `hist.bpf.h`, the familiar picture, and percentiles from the fine steps below it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+
+use anyhow::{Context, Result};
+use libbpf_rs::skel::OpenSkel;
+use libbpf_rs::{MapCore, MapFlags, Object};
+use serde_json::{Value, json};
+
+use crate::cli::Format;
+use crate::load::Knobs;
+use crate::out::Out;
+use crate::text::Text;
+use crate::time;
+
+/// HIST_SLOTS of hist.bpf.h.
+const SLOTS: u32 = 976;
+/// Entries fetched by one system call.
+const BATCH: u32 = 1024;
+/// Width of the longest bar.
+const BAR: u64 = 40;
+
+/// What the values of a histogram are, and how the kernel scaled them before it chose a slot.
+///
+/// A slot boundary must fall on every power of two of the unit *shown*, or the rows would be wrong by up to a slot.
+/// So nanoseconds are scaled by 1.024 for microseconds (2^10 = 1000 × 1.024) and by 1.024² for milliseconds.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Unit {
+    /// Nanoseconds, shown as microseconds.
+    Usecs,
+    /// Nanoseconds, shown as milliseconds.
+    Msecs,
+}
+
+impl Unit {
+    /// Milliseconds or microseconds, as the `-m` of many tools chooses.
+    pub fn msecs_if(milliseconds: bool) -> Self {
+        if milliseconds { Self::Msecs } else { Self::Usecs }
+    }
+
+    /// `hist_shift` and `hist_divisor` of hist.bpf.h: the scale is `2^shift / divisor`.
+    pub fn scale(self) -> (u32, u32) {
+        match self {
+            Self::Usecs => (7, 125),
+            Self::Msecs => (14, 15625),
+        }
+    }
+
+    /// Tell an object that is about to be loaded to count in this unit, under an id each where it is `keyed`.
+    ///
+    /// # Errors
+    /// When the object has no histogram.
+    pub fn configure<'obj>(self, open: &mut impl OpenSkel<'obj>, keyed: bool) -> Result<()> {
+        let object = open.open_object_mut();
+        for mut map in object.maps_mut() {
+            match map.name().to_str() {
+                Some("hist") => map.set_autocreate(!keyed)?,
+                Some("hist_by_id") => map.set_autocreate(keyed)?,
+                _ => {}
+            }
+        }
+        let (shift, divisor) = self.scale();
+        let knobs = Knobs::of(object)?;
+        knobs.set("hist_shift", &shift.to_ne_bytes())?;
+        knobs.set("hist_divisor", &divisor.to_ne_bytes())?;
+        knobs.set("hist_keyed", &[u8::from(keyed)])
+    }
+
+    /// The heading of the first column.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Usecs => "usecs",
+            Self::Msecs => "msecs",
+        }
+    }
+
+    fn nanoseconds(self) -> f64 {
+        match self {
+            Self::Usecs => 1e3,
+            Self::Msecs => 1e6,
+        }
+    }
+
+    /// log2 of the scaled size of one shown unit.
+    fn log2(self) -> u32 {
+        match self {
+            Self::Usecs => 10,
+            Self::Msecs => 20,
+        }
+    }
+
+    /// The lower bound of a slot, in nanoseconds.
+    fn low_ns(self, slot: u32) -> f64 {
+        let (shift, divisor) = self.scale();
+        slot_low(slot) as f64 * f64::from(divisor) / f64::from(1 << shift)
+    }
+}
+
+/// The least value of a slot.
+fn slot_low(slot: u32) -> u128 {
+    if slot < 16 { u128::from(slot) } else { u128::from(16 + slot % 16) << (slot / 16 - 1) }
+}
+
+/// The power-of-two row of the shown unit that a slot belongs to; row 0 holds 0 and 1.
+fn slot_row(slot: u32, unit: Unit) -> usize {
+    slot_low(slot).checked_ilog2().unwrap_or(0).saturating_sub(unit.log2()) as usize
+}
+
+/// The values that fell into one slot.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Cell {
+    count: u64,
+    sum: u64,
+    max: u64,
+}
+
+impl Cell {
+    fn from_bytes(bytes: &[u8]) -> Self {
+        let word = |index: usize| {
+            bytes.get(index * 8..).and_then(|bytes| bytes.first_chunk()).map_or(0, |chunk| u64::from_ne_bytes(*chunk))
+        };
+        Self { count: word(0), sum: word(1), max: word(2) }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.count += other.count;
+        self.sum += other.sum;
+        self.max = self.max.max(other.max);
+    }
+}
+
+/// The distribution of a number of durations.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Histogram {
+    unit: Unit,
+    cells: BTreeMap<u32, Cell>,
+}
+
+/// Reads the histograms of a loaded object, each time what came since the last time.
+///
+/// The kernel's counters only grow, and what was read before is subtracted, so no value is lost between intervals.
+pub struct Reader {
+    unit: Unit,
+    keyed: bool,
+    seen: HashMap<(u64, u32), Cell>,
+}
+
+impl Reader {
+    /// A reader of `hist`, or where the program keeps one for each id, of `hist_by_id`.
+    pub fn new(unit: Unit, keyed: bool) -> Self {
+        Self { unit, keyed, seen: HashMap::new() }
+    }
+
+    /// The distributions since the last call, by id (0 where there is only one), empty ones left out.
+    ///
+    /// # Errors
+    /// When the kernel does not let the map be read.
+    pub fn read(&mut self, object: &Object) -> Result<BTreeMap<u64, Histogram>> {
+        let mut histograms = BTreeMap::new();
+        for ((id, slot), now) in self.cells(object)? {
+            let before = self.seen.insert((id, slot), now).unwrap_or_default();
+            let count = now.count.saturating_sub(before.count);
+            if count == 0 {
+                continue;
+            }
+            let sum = now.sum.saturating_sub(before.sum);
+            // The largest value is this interval's own if it grew, or if there was but one; otherwise the slot bounds it.
+            let max = match count {
+                1 => sum,
+                _ if now.max > before.max => now.max,
+                _ => (self.unit.low_ns(slot + 1) as u64).min(now.max),
+            };
+            let histogram = histograms.entry(id).or_insert_with(|| Histogram { unit: self.unit, cells: BTreeMap::new() });
+            histogram.cells.insert(slot, Cell { count, sum, max });
+        }
+        Ok(histograms)
+    }
+
+    fn cells(&self, object: &Object) -> Result<Vec<((u64, u32), Cell)>> {
+        let name = if self.keyed { "hist_by_id" } else { "hist" };
+        let map = object.maps().find(|map| map.name() == name).with_context(|| format!("the object has no map {name}"))?;
+        let mut cells = Vec::new();
+        if self.keyed {
+            for (key, value) in map.lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY).context("cannot read the histograms")? {
+                let (Some(id), Some(slot)) = (key.first_chunk(), key.get(8..).and_then(|key| key.first_chunk())) else {
+                    continue;
+                };
+                cells.push(((u64::from_ne_bytes(*id), u32::from_ne_bytes(*slot)), Cell::from_bytes(&value)));
+            }
+            return Ok(cells);
+        }
+        for slot in 0..SLOTS {
+            let per_cpu = map.lookup_percpu(&slot.to_ne_bytes(), MapFlags::ANY).context("cannot read the histogram")?;
+            let mut cell = Cell::default();
+            per_cpu.iter().flatten().for_each(|bytes| cell.add(Cell::from_bytes(bytes)));
+            if cell.count > 0 {
+                cells.push(((0, slot), cell));
+            }
+        }
+        Ok(cells)
+    }
+}
+
+impl Histogram {
+    /// An empty distribution.
+    pub fn new(unit: Unit) -> Self {
+        Self { unit, cells: BTreeMap::new() }
+    }
+
+    /// Add one value, in nanoseconds, as the kernel does.
+    pub fn add(&mut self, value_ns: u64) {
+        let (shift, divisor) = self.unit.scale();
+        let scaled = (u128::from(value_ns) << shift) / u128::from(divisor);
+        let slot = match scaled.checked_ilog2() {
+            None | Some(0..4) => scaled as u32,
+            Some(log) => (log - 3) << 4 | (scaled >> (log - 4)) as u32 & 15,
+        };
+        self.cells.entry(slot).or_default().add(Cell { count: 1, sum: value_ns, max: value_ns });
+    }
+
+    /// How many values there are.
+    pub fn count(&self) -> u64 {
+        self.cells.values().map(|cell| cell.count).sum()
+    }
+
+    /// The sum of the values, in nanoseconds.
+    pub fn sum_ns(&self) -> u64 {
+        self.cells.values().map(|cell| cell.sum).sum()
+    }
+
+    /// The largest value, in nanoseconds.
+    pub fn max_ns(&self) -> u64 {
+        self.cells.values().next_back().map_or(0, |cell| cell.max)
+    }
+
+    /// The value, in nanoseconds, that `percent` of the values do not exceed (nearest rank). The middle of a slot
+    /// stands for its values, so the error is at most 1/32.
+    pub fn percentile_ns(&self, percent: f64) -> u64 {
+        let rank = (self.count() as f64 * percent / 100.0).ceil().max(1.0) as u64;
+        let mut before = 0;
+        for (slot, cell) in &self.cells {
+            before += cell.count;
+            if before >= rank {
+                if cell.count == 1 {
+                    return cell.sum;
+                }
+                let middle = (self.unit.low_ns(*slot) + self.unit.low_ns(slot + 1)) / 2.0;
+                return (middle as u64).min(self.max_ns());
+            }
+        }
+        0
+    }
+
+    /// Counts by power-of-two rows of the shown unit, up to the last that is not zero.
+    fn rows(&self) -> Vec<u64> {
+        let mut rows = Vec::new();
+        for (slot, cell) in &self.cells {
+            let row = slot_row(*slot, self.unit);
+            if rows.len() <= row {
+                rows.resize(row + 1, 0);
+            }
+            rows[row] += cell.count;
+        }
+        rows
+    }
+
+    /// The picture that both BCC suites draw, and below it the exact figures.
+    pub fn to_text(&self) -> String {
+        let rows = self.rows();
+        let widest = rows.iter().copied().max().unwrap_or(0).max(1);
+        let mut text = format!("{:>5}{:<19} : count    distribution\n", "", self.unit.name());
+        for (row, count) in rows.iter().enumerate() {
+            let low = if row == 0 { 0 } else { 1u64 << row };
+            let high = (2u64 << row) - 1;
+            let bar = "*".repeat((count * BAR / widest) as usize);
+            // Writing into a String cannot fail.
+            let _ = writeln!(text, "{low:>10} -> {high:<10} : {count:<8} |{bar:<40}|");
+        }
+        let shown = |ns: u64| format_value(ns as f64 / self.unit.nanoseconds());
+        let average = self.sum_ns() as f64 / self.count().max(1) as f64;
+        let _ = writeln!(
+            text,
+            "{:>5}count {}, avg {}, p50 {}, p90 {}, p99 {}, p99.9 {}, max {} {}",
+            "",
+            self.count(),
+            format_value(average / self.unit.nanoseconds()),
+            shown(self.percentile_ns(50.0)),
+            shown(self.percentile_ns(90.0)),
+            shown(self.percentile_ns(99.0)),
+            shown(self.percentile_ns(99.9)),
+            shown(self.max_ns()),
+            self.unit.name(),
+        );
+        text
+    }
+
+    /// Raw nanoseconds, whatever the unit shown: the figures, and every slot that is not empty with its bounds.
+    pub fn to_json(&self) -> Value {
+        let buckets: Vec<Value> = self
+            .cells
+            .iter()
+            .map(|(slot, cell)| {
+                json!({
+                    "low_ns": self.unit.low_ns(*slot).ceil() as u64,
+                    "high_ns": self.unit.low_ns(slot + 1).ceil() as u64,
+                    "count": cell.count,
+                })
+            })
+            .collect();
+        json!({
+            "count": self.count(),
+            "sum_ns": self.sum_ns(),
+            "avg_ns": self.sum_ns() as f64 / self.count().max(1) as f64,
+            "p50_ns": self.percentile_ns(50.0),
+            "p90_ns": self.percentile_ns(90.0),
+            "p99_ns": self.percentile_ns(99.0),
+            "p99_9_ns": self.percentile_ns(99.9),
+            "max_ns": self.max_ns(),
+            "buckets": buckets,
+        })
+    }
+}
+
+/// Prints what each interval of a tool came to: one histogram, or one for each key.
+pub struct Histograms {
+    key: Option<&'static str>,
+    timestamp: bool,
+}
+
+impl Histograms {
+    /// With the name of what the histograms are split by, and whether to say the time of day above them.
+    pub fn new(key: Option<&'static str>, timestamp: bool) -> Self {
+        Self { key, timestamp }
+    }
+
+    /// Print one interval; `label` says what an id stands for, beside or (for a key that is not a number) instead of it.
+    pub fn print(&self, out: &mut Out, by_id: &BTreeMap<u64, Histogram>, label: impl Fn(u64) -> Option<Text<'static>>) {
+        if out.format() == Format::Json {
+            let entry = |(id, histogram): (&u64, &Histogram)| {
+                let mut object = histogram.to_json();
+                if let Some(key) = self.key {
+                    object[key] = json!(id);
+                    object["name"] = json!(label(*id).map(|text| text.to_string()));
+                }
+                object
+            };
+            let histograms: Vec<Value> = by_id.iter().map(entry).collect();
+            out.json(&json!({ "time_unix_ns": time::unix_now_ns(), "histograms": histograms }));
+            return;
+        }
+        out.text("\n");
+        if self.timestamp {
+            out.text(time::now_of_day() + "\n");
+        }
+        for (id, histogram) in by_id {
+            if let Some(key) = self.key {
+                let label = label(*id).map(|text| format!(" {text}")).unwrap_or_default();
+                out.text(format!("{key} = {id}{label}\n"));
+            }
+            out.text(histogram.to_text() + "\n");
+        }
+    }
+}
+
+/// Three significant digits, or all digits of a whole number.
+fn format_value(value: f64) -> String {
+    match value {
+        value if value >= 100.0 => format!("{value:.0}"),
+        value if value >= 10.0 => format!("{value:.1}"),
+        value => format!("{value:.2}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn of(values: &[u64], unit: Unit) -> Histogram {
+        let mut histogram = Histogram::new(unit);
+        values.iter().for_each(|value| histogram.add(*value));
+        histogram
+    }
+
+    #[test]
+    fn slots_join_without_gap() {
+        for slot in 0..SLOTS - 1 {
+            assert!(slot_low(slot) < slot_low(slot + 1), "{slot}");
+        }
+        assert_eq!(slot_low(16), 16);
+        assert_eq!(slot_low(SLOTS), 1 << 64);
+    }
+
+    #[test]
+    fn rows_are_exact_at_powers_of_two() {
+        // 1.999 us belongs to "0 -> 1", 2.000 us to "2 -> 3": as if the kernel had counted whole microseconds.
+        assert_eq!(of(&[0, 999, 1_999, 2_000, 3_999, 4_000], Unit::Usecs).rows(), [3, 2, 1]);
+        assert_eq!(of(&[1_999_999, 2_000_000], Unit::Msecs).rows(), [1, 1]);
+    }
+
+    #[test]
+    fn text_is_the_familiar_one() {
+        let text = of(&[1_000, 5_000, 6_000], Unit::Usecs).to_text();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "     usecs               : count    distribution");
+        assert_eq!(lines[1], "         0 -> 1          : 1        |********************                    |");
+        assert_eq!(lines[3], "         4 -> 7          : 2        |****************************************|");
+        assert_eq!(lines[4], "     count 3, avg 4.00, p50 5.00, p90 6.00, p99 6.00, p99.9 6.00, max 6.00 usecs");
+    }
+
+    #[test]
+    fn nothing_is_clamped() {
+        let histogram = of(&[1 << 50, u64::MAX >> 8], Unit::Usecs);
+        assert_eq!(histogram.count(), 2);
+        assert_eq!(histogram.max_ns(), u64::MAX >> 8);
+    }
+
+    proptest! {
+        #[test]
+        fn percentiles_err_by_less_than_a_twentieth(mut values in prop::collection::vec(0u64..1 << 45, 1..300)) {
+            let histogram = of(&values, Unit::Usecs);
+            values.sort_unstable();
+            for percent in [50.0, 90.0, 99.0, 99.9] {
+                let rank = (values.len() as f64 * percent / 100.0).ceil().max(1.0) as usize;
+                let (exact, got) = (values[rank - 1], histogram.percentile_ns(percent));
+                prop_assert!(got.abs_diff(exact) as f64 <= exact as f64 * 0.05 + 1.0, "{percent}: {got} for {exact}");
+            }
+            prop_assert_eq!(histogram.max_ns(), *values.last().unwrap());
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! What the tools of corescope share in user space.
+//!
+//! A tool declares its options and hooks, hands them to [`load`], and gives [`session`] an object that is told of
+//! events and intervals; what it says goes out through [`out`], which alone escapes text of the traced system.
+
+pub mod app;
+pub mod child;
+pub mod cli;
+pub mod fault;
+pub mod hist;
+pub mod kernel;
+pub mod load;
+pub mod lost;
+pub mod out;
+pub mod proc;
+pub mod session;
+pub mod target;
+pub mod text;
+pub mod time;

@@ -1,0 +1,461 @@
+//! From an opened skeleton to loaded programs: knobs, filters, and the ladder of hooks.
+//!
+//! A tool names its hooks; the programs of a hook are called `HOOK__RUNG` and the first rung that this kernel accepts
+//! is loaded. A program called exactly as the hook has no rungs (perf events, uprobes) and is attached by its tool.
+
+use std::cell::RefCell;
+use std::ffi::CString;
+use std::mem::{MaybeUninit, size_of};
+use std::path::Path;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, anyhow, bail};
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::{MapType, OpenObject, PrintLevel};
+
+use crate::cli::{Tool, Transport};
+use crate::fault::unsupported;
+use crate::kernel::{self, Btf};
+use crate::target::Target;
+
+/// How a program can be hooked into the kernel, in the order of preference.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Rung {
+    TpBtf,
+    RawTp,
+    Tp,
+    Fentry,
+    Fexit,
+    Kprobe,
+    Kretprobe,
+}
+
+const RUNGS: [(Rung, &str); 7] = [
+    (Rung::TpBtf, "tp_btf"),
+    (Rung::RawTp, "raw_tp"),
+    (Rung::Tp, "tp"),
+    (Rung::Fentry, "fentry"),
+    (Rung::Fexit, "fexit"),
+    (Rung::Kprobe, "kprobe"),
+    (Rung::Kretprobe, "kretprobe"),
+];
+
+/// A hook of a tool.
+#[derive(Clone, Copy, Debug)]
+pub struct Hook {
+    name: &'static str,
+    optional: bool,
+    /// Names that the kernel's types must mention for its programs to work.
+    needs: &'static [&'static str],
+}
+
+impl Hook {
+    /// The same hook, which works only where the kernel's types mention all of these names.
+    pub const fn needing(self, names: &'static [&'static str]) -> Self {
+        Self { needs: names, ..self }
+    }
+}
+
+/// A hook without which the tool cannot work.
+pub const fn hook(name: &'static str) -> Hook {
+    Hook { name, optional: false, needs: &[] }
+}
+
+/// A hook whose absence only degrades the tool.
+pub const fn optional_hook(name: &'static str) -> Hook {
+    Hook { name, optional: true, needs: &[] }
+}
+
+/// Opens and loads the objects of one tool.
+pub struct Loader {
+    tool: Tool,
+    btf: Btf,
+    has_task_storage: bool,
+    /// Whether events go through per-CPU perf buffers.
+    perf: bool,
+}
+
+/// A loaded object and the programs that its hooks came down to.
+pub struct Loaded<S> {
+    /// The skeleton: maps, programs.
+    pub skel: S,
+    pub(crate) tool: Tool,
+    pub(crate) programs: Vec<String>,
+    pub(crate) perf: bool,
+}
+
+impl<S> Loaded<S> {
+    /// Whether the program of this name was chosen.
+    pub fn uses(&self, program: &str) -> bool {
+        self.programs.iter().any(|name| name == program)
+    }
+}
+
+/// What libbpf said since the last load; shown only when that load fails under `-v`.
+static LIBBPF_SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn keep_message(_: PrintLevel, message: String) {
+    if let Ok(mut said) = LIBBPF_SAID.lock() {
+        said.push(message);
+    }
+}
+
+fn print_message(_: PrintLevel, message: String) {
+    eprint!("{message}");
+}
+
+impl Loader {
+    /// Check privileges and kernel types, before anything is made.
+    ///
+    /// # Errors
+    /// Unsupported when the caller's capabilities or the kernel's type information do not suffice.
+    pub fn new(tool: &Tool) -> Result<Self> {
+        kernel::require_privileges()?;
+        libbpf_rs::set_print(Some((
+            if tool.verbose { PrintLevel::Debug } else { PrintLevel::Info },
+            if tool.verbose { print_message } else { keep_message },
+        )));
+        let has_ring = || kernel::has_map(MapType::RingBuf);
+        let perf = match tool.transport {
+            Transport::Perf => true,
+            Transport::Ring if !has_ring() => return Err(unsupported("this kernel has no BPF ring buffer (5.8)")),
+            Transport::Ring => false,
+            Transport::Auto => !has_ring(),
+        };
+        Ok(Self {
+            tool: tool.clone(),
+            btf: Btf::open(tool.btf.as_deref())?,
+            has_task_storage: kernel::has_map(MapType::TaskStorage),
+            perf,
+        })
+    }
+
+    /// Whether events will go through per-CPU perf buffers, which lay samples out without alignment.
+    pub fn uses_perf_buffer(&self) -> bool {
+        self.perf
+    }
+
+    /// Whether tasks can carry BPF state on this kernel.
+    pub fn has_task_storage(&self) -> bool {
+        self.has_task_storage
+    }
+
+    /// Open a skeleton in `storage`.
+    ///
+    /// # Errors
+    /// When the object does not open, which would be a defect of the build.
+    pub fn open<'obj, B: SkelBuilder<'obj>>(
+        &self,
+        builder: B,
+        storage: &'obj mut MaybeUninit<OpenObject>,
+    ) -> Result<B::Output> {
+        let custom = self.btf.custom().map(|path| CString::new(path.as_os_str().as_encoded_bytes())).transpose()?;
+        let options = libbpf_sys::bpf_object_open_opts {
+            sz: size_of::<libbpf_sys::bpf_object_open_opts>() as _,
+            btf_custom_path: custom.as_ref().map_or(std::ptr::null(), |path| path.as_ptr()),
+            ..Default::default()
+        };
+        builder.open_opts(options, storage).context("cannot open the BPF object")
+    }
+
+    /// Load the programs of `hooks`, filtered to `target`.
+    ///
+    /// # Errors
+    /// Unsupported when a hook has no rung here or the kernel refuses the programs, saying which and why.
+    pub fn load<'obj, O: OpenSkel<'obj>>(
+        &self,
+        mut open: O,
+        hooks: &[Hook],
+        target: &Target,
+    ) -> Result<Loaded<O::Output>> {
+        let object = open.open_object_mut();
+        let mut programs = Vec::new();
+        for hook in hooks {
+            match self.choose(object, hook) {
+                Ok(program) => programs.push(program),
+                Err(error) if hook.optional => self.say(|| format!("{}: {error:#}", hook.name)),
+                Err(error) => return Err(error),
+            }
+        }
+        self.say(|| format!("programs: {}", programs.join(" ")));
+        for mut program in object.progs_mut() {
+            let chosen = programs.iter().any(|name| program.name().to_str() == Some(name));
+            program.set_autoload(chosen);
+        }
+        self.prepare_maps(object)?;
+        target.apply(object)?;
+        let skel = open.load().map_err(|error| self.explain(&error))?;
+        target.fill(skel.object())?;
+        Ok(Loaded { skel, tool: self.tool.clone(), programs, perf: self.perf })
+    }
+
+    /// The first of several ways to do the same of which the kernel accepts every hook. `--hook` may name one of the
+    /// hooks of a way to force it.
+    ///
+    /// # Errors
+    /// Unsupported, with what the last way lacks.
+    pub fn first_accepted<'obj, 'h>(
+        &self,
+        open: &impl OpenSkel<'obj>,
+        ways: &[&'h [Hook]],
+    ) -> Result<&'h [Hook]> {
+        let forced = |way: &&[Hook]| way.iter().any(|hook| self.tool.hook.as_deref() == Some(hook.name));
+        if let Some(way) = ways.iter().copied().find(forced) {
+            return Ok(way);
+        }
+        let mut last = Err(anyhow!("no way to choose from"));
+        for way in ways {
+            match way.iter().try_for_each(|hook| self.choose(open.open_object(), hook).map(drop)) {
+                Ok(()) => return Ok(way),
+                Err(error) => last = Err(error),
+            }
+        }
+        last
+    }
+
+    /// The program of the first rung of a hook that the kernel accepts.
+    fn choose(&self, object: &OpenObject, hook: &Hook) -> Result<String> {
+        let name = hook.name;
+        if let Some(missing) = hook.needs.iter().find(|name| !self.btf.mentions(name)) {
+            return Err(unsupported(format!("this kernel has no {missing}, which {name} needs")));
+        }
+        let mut refused = Vec::new();
+        let candidates: Vec<(String, String)> = object
+            .progs()
+            .filter_map(|program| Some((program.name().to_str()?.to_owned(), program.section().to_str()?.to_owned())))
+            .collect();
+        if candidates.iter().any(|(program, _)| program == name) {
+            return Ok(name.to_owned());
+        }
+        for (rung, suffix) in RUNGS {
+            let wanted = format!("{name}__{suffix}");
+            let Some((program, section)) = candidates.iter().find(|(program, _)| *program == wanted) else {
+                continue;
+            };
+            let target = section.split_once('/').map_or("", |(_, target)| target);
+            let verdict = match &self.tool.hook {
+                Some(forced) if forced != suffix && RUNGS.iter().any(|(_, known)| known == forced) => Err("not the rung asked for with --hook".to_owned()),
+                _ => self.probe(rung, target),
+            };
+            match verdict {
+                Ok(()) => return Ok(program.clone()),
+                Err(reason) => refused.push(format!("{suffix} {target}: {reason}")),
+            }
+        }
+        if refused.is_empty() {
+            bail!("hook {name} has no programs");
+        }
+        Err(unsupported(format!("this kernel offers no hook for it ({})", refused.join("; "))))
+    }
+
+    /// Whether a program could be attached this way, or why not.
+    fn probe(&self, rung: Rung, target: &str) -> Result<(), String> {
+        let traced = self.btf.mentions(&format!("btf_trace_{target}"));
+        match rung {
+            Rung::TpBtf if self.btf.custom().is_some() => Err("needs the kernel's own BTF".into()),
+            Rung::TpBtf | Rung::RawTp if traced => Ok(()),
+            Rung::TpBtf | Rung::RawTp => Err("no such tracepoint".into()),
+            Rung::Tp => probe_tracefs(target),
+            Rung::Fentry | Rung::Fexit if !self.btf.mentions(target) => Err("no such function".into()),
+            Rung::Fentry | Rung::Fexit => probe_fentry(target),
+            Rung::Kprobe | Rung::Kretprobe => probe_kprobe(target),
+        }
+    }
+
+    /// Shape the maps that `bpf/include` declares to this kernel and these options.
+    fn prepare_maps(&self, object: &mut OpenObject) -> Result<()> {
+        let has_storage = self.has_task_storage;
+        for mut map in object.maps_mut() {
+            let name = map.name().to_string_lossy().into_owned();
+            let kind = map.map_type();
+            if kind == MapType::TaskStorage {
+                map.set_autocreate(has_storage).context("map setup")?;
+            } else if has_storage && name.ends_with("_hash") {
+                map.set_autocreate(false).context("map setup")?;
+            } else if name == "events" && self.perf {
+                map.set_type(MapType::PerfEventArray).context("map setup")?;
+                map.set_key_size(4).context("map setup")?;
+                map.set_value_size(4).context("map setup")?;
+                map.set_max_entries(libbpf_rs::num_possible_cpus()? as u32).context("map setup")?;
+            } else if name == "events" {
+                map.set_max_entries(self.tool.buffer << 10).context("map setup")?;
+            }
+        }
+        let knobs = Knobs::of(object)?;
+        knobs.set_if_there("use_task_storage", &[u8::from(has_storage)])?;
+        knobs.set_if_there("stream_perf", &[u8::from(self.perf)])?;
+        knobs.set_if_there("stream_wakeup_bytes", &(u64::from(self.tool.buffer) << 9).to_ne_bytes())?;
+        Ok(())
+    }
+
+    fn say(&self, message: impl FnOnce() -> String) {
+        if self.tool.verbose {
+            eprintln!("{}", message());
+        }
+    }
+
+    fn explain(&self, error: &libbpf_rs::Error) -> anyhow::Error {
+        let said = LIBBPF_SAID.lock().map(|mut said| std::mem::take(&mut *said)).unwrap_or_default();
+        let errno = nix::errno::Errno::last_raw();
+        let failed = said.iter().find_map(|line| {
+            let (_, rest) = line.split_once("prog '")?;
+            Some(rest.split_once('\'')?.0.to_owned())
+        });
+        let what = failed.map_or_else(|| "the BPF object".to_owned(), |program| format!("program {program}"));
+        let kind = error.to_string();
+        unsupported(format!("the kernel does not load {what}: {} ({kind}; more with -v)", kernel::explain_refusal(errno)))
+    }
+}
+
+fn probe_tracefs(target: &str) -> Result<(), String> {
+    let roots = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+    if roots.iter().any(|root| Path::new(root).join("events").join(target).join("id").exists()) {
+        Ok(())
+    } else if roots.iter().any(|root| Path::new(root).join("events").exists()) {
+        Err("no such tracepoint".into())
+    } else {
+        Err("tracefs is not mounted".into())
+    }
+}
+
+/// `mov r0, 0; exit`
+const NOTHING: [libbpf_sys::bpf_insn; 2] = {
+    const fn insn(code: u8) -> libbpf_sys::bpf_insn {
+        libbpf_sys::bpf_insn {
+            code,
+            _bitfield_align_1: [],
+            _bitfield_1: libbpf_sys::__BindgenBitfieldUnit::new([0]),
+            off: 0,
+            imm: 0,
+        }
+    }
+    [insn(0xb7), insn(0x95)]
+};
+
+/// Attach a program that does nothing to the function: hardened kernels refuse the load, some architectures the
+/// attachment.
+fn probe_fentry(function: &str) -> Result<(), String> {
+    let name = CString::new(function).map_err(|_| "bad name")?;
+    let why = |errno: i32| kernel::explain_refusal(-errno).to_owned();
+    // SAFETY: plain system call wrappers on valid NUL-terminated strings and initialised options; the descriptors
+    // they return are closed here.
+    unsafe {
+        let id = libbpf_sys::libbpf_find_vmlinux_btf_id(name.as_ptr(), libbpf_sys::BPF_TRACE_FENTRY);
+        if id <= 0 {
+            return Err("no such function".into());
+        }
+        let options = libbpf_sys::bpf_prog_load_opts {
+            sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as _,
+            expected_attach_type: libbpf_sys::BPF_TRACE_FENTRY,
+            attach_btf_id: id as u32,
+            ..Default::default()
+        };
+        let license = c"Dual BSD/GPL";
+        let program = libbpf_sys::bpf_prog_load(
+            libbpf_sys::BPF_PROG_TYPE_TRACING,
+            c"probe".as_ptr(),
+            license.as_ptr(),
+            NOTHING.as_ptr(),
+            NOTHING.len() as _,
+            &raw const options as *mut _,
+        );
+        if program < 0 {
+            return Err(why(program));
+        }
+        let link = libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program);
+        libc::close(program);
+        if link < 0 {
+            return Err(why(link));
+        }
+        libc::close(link);
+    }
+    Ok(())
+}
+
+/// Make (and drop) a disabled kprobe on the function: the blacklist, inlining and missing support all show.
+fn probe_kprobe(function: &str) -> Result<(), String> {
+    let kind = std::fs::read_to_string("/sys/bus/event_source/devices/kprobe/type")
+        .map_err(|_| "this kernel has no kprobes")?;
+    let name = CString::new(function).map_err(|_| "bad name")?;
+    let mut attr = libbpf_sys::perf_event_attr {
+        type_: kind.trim().parse().map_err(|_| "this kernel has no kprobes")?,
+        size: size_of::<libbpf_sys::perf_event_attr>() as u32,
+        ..Default::default()
+    };
+    attr.set_disabled(1);
+    attr.__bindgen_anon_3.config1 = name.as_ptr() as u64;
+    let flags = libbpf_sys::PERF_FLAG_FD_CLOEXEC;
+    // SAFETY: `attr` and the name it points to live across the call; the descriptor is closed here.
+    let event = unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attr, -1, 0, -1, flags) };
+    if event < 0 {
+        return Err(kernel::explain_refusal(nix::errno::Errno::last_raw()).to_owned());
+    }
+    // SAFETY: a descriptor that was just opened.
+    unsafe { libc::close(event as i32) };
+    Ok(())
+}
+
+/// The constants (`const volatile`) of an object that has not been loaded, by name.
+///
+/// For knobs that `bpf/include` declares and `common` sets, whatever the tool; a tool sets its own through its
+/// skeleton's typed `rodata`.
+pub struct Knobs {
+    data: RefCell<&'static mut [u8]>,
+    layout: Vec<(String, usize, usize)>,
+}
+
+impl Knobs {
+    /// The constants of `object`; valid until it is loaded.
+    pub(crate) fn of(object: &mut OpenObject) -> Result<Self> {
+        let layout = rodata_layout(object)?;
+        let mut map = object
+            .maps_mut()
+            .find(|map| map.name().to_string_lossy().ends_with(".rodata"))
+            .ok_or_else(|| anyhow!("the object has no constants"))?;
+        let data = map.initial_value_mut().ok_or_else(|| anyhow!("the object's constants cannot be set"))?;
+        // SAFETY: the initial value lives as long as the open object, which every caller holds for longer than this.
+        let data = unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr(), data.len()) };
+        Ok(Self { data: RefCell::new(data), layout })
+    }
+
+    /// Set a constant to these bytes.
+    pub(crate) fn set(&self, name: &str, value: &[u8]) -> Result<()> {
+        let Some((_, offset, size)) = self.layout.iter().find(|(known, ..)| known == name) else {
+            bail!("the object has no constant {name}");
+        };
+        if *size != value.len() {
+            bail!("constant {name} has {size} bytes, not {}", value.len());
+        }
+        self.data.borrow_mut()[*offset..offset + size].copy_from_slice(value);
+        Ok(())
+    }
+
+    /// The same where the object has such a constant.
+    pub(crate) fn set_if_there(&self, name: &str, value: &[u8]) -> Result<()> {
+        if self.layout.iter().any(|(known, ..)| known == name) { self.set(name, value) } else { Ok(()) }
+    }
+}
+
+/// Name, offset and size of every constant, from the object's own BTF.
+fn rodata_layout(object: &OpenObject) -> Result<Vec<(String, usize, usize)>> {
+    use libbpf_rs::AsRawLibbpf;
+    let mut layout = Vec::new();
+    // SAFETY: libbpf owns the BTF and the names in it as long as the object is open, and all pointers it returns here
+    // are checked or valid by its contract (ids come from the BTF itself).
+    unsafe {
+        let btf = libbpf_sys::bpf_object__btf(object.as_libbpf_object().as_ptr());
+        let id = libbpf_sys::btf__find_by_name_kind(btf, c".rodata".as_ptr(), libbpf_sys::BTF_KIND_DATASEC);
+        if id < 0 {
+            bail!("the object has no constants");
+        }
+        let section = libbpf_sys::btf__type_by_id(btf, id as u32);
+        let members = section.add(1).cast::<libbpf_sys::btf_var_secinfo>();
+        for index in 0..((*section).info & 0xffff) as usize {
+            let member = &*members.add(index);
+            let variable = libbpf_sys::btf__type_by_id(btf, member.type_);
+            let name = std::ffi::CStr::from_ptr(libbpf_sys::btf__name_by_offset(btf, (*variable).name_off));
+            layout.push((name.to_string_lossy().into_owned(), member.offset as usize, member.size as usize));
+        }
+    }
+    Ok(layout)
+}

@@ -1,0 +1,45 @@
+//! What /proc says of a process. Every reader tolerates that the process ends meanwhile.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::text::Text;
+
+/// Whether a process (or, by thread id, a thread) exists in the caller's PID namespace.
+pub fn exists(pid: u32) -> bool {
+    PathBuf::from(format!("/proc/{pid}")).exists()
+}
+
+/// The command name of a process, or `None` when it has gone.
+pub fn comm(pid: u32) -> Option<Text<'static>> {
+    let mut bytes = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    if bytes.last() == Some(&b'\n') {
+        bytes.pop();
+    }
+    Some(Text::new(bytes))
+}
+
+/// The first three load averages, as /proc/loadavg has them.
+pub fn load_average() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.trim_end().to_owned()
+}
+
+/// The value of a `Key:` line of /proc/PID/status text.
+pub fn status_field<'a>(status: &'a str, key: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_itself() {
+        let pid = std::process::id();
+        assert!(exists(pid));
+        assert!(comm(pid).is_some());
+        assert!(!exists(u32::MAX));
+        assert_eq!(status_field("Name:\tx\nCapEff:\t00ff\n", "CapEff"), Some("00ff"));
+    }
+}

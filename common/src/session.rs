@@ -1,0 +1,342 @@
+//! The engine that runs every tool: attach, wait for whatever comes first, stop at once, drain, report what was lost.
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use libbpf_rs::skel::Skel;
+use libbpf_rs::{Link, Map, MapCore, MapType, PerfBuffer, PerfBufferBuilder, ProgramMut, RingBuffer, RingBufferBuilder};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+
+use crate::fault::unsupported;
+use crate::load::Loaded;
+use crate::lost::Lost;
+use crate::out::Out;
+
+/// How long events may wait in the buffer: while they come, and while none do.
+const DRAIN_BUSY: u16 = 10;
+const DRAIN_IDLE: u16 = 40;
+
+/// When to report and when to end.
+#[derive(Debug, Default)]
+pub struct Run {
+    /// Time between reports.
+    pub interval: Option<Duration>,
+    /// End after this many reports.
+    pub count: Option<u64>,
+    /// End after this time.
+    pub duration: Option<Duration>,
+    /// Report at the end what came since the last report.
+    pub report: bool,
+}
+
+/// What a tool does with what it traces.
+pub trait Report {
+    /// Where its output goes.
+    fn out(&mut self) -> &mut Out;
+
+    /// Everything is attached.
+    ///
+    /// # Errors
+    /// Whatever the tool cannot go on from.
+    fn started(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// One record of the `events` stream. It may be unaligned and longer than what was sent: use [`decode`].
+    ///
+    /// # Errors
+    /// Whatever the tool cannot go on from.
+    fn event(&mut self, _record: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    /// An interval has passed, or the tool is about to end.
+    ///
+    /// # Errors
+    /// Whatever the tool cannot go on from.
+    fn interval(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The fixed part of a record and the bytes that follow it, or `None` when the record is too short.
+///
+/// Copies, because samples of a perf buffer are not aligned.
+pub fn decode<T: plain::Plain + Default>(record: &[u8]) -> Option<(T, &[u8])> {
+    let mut event = T::default();
+    plain::copy_from_bytes(&mut event, record).ok()?;
+    Some((event, &record[size_of::<T>()..]))
+}
+
+/// What ended a wait. Of several at once, the first of these counts and the others stay ready.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Wake {
+    Closed,
+    Signal,
+    Interval,
+    Deadline,
+    Until,
+    Events,
+    Timeout,
+}
+
+const WAKES: [Wake; 6] = [Wake::Closed, Wake::Signal, Wake::Interval, Wake::Deadline, Wake::Until, Wake::Events];
+
+enum Stream<'a> {
+    Ring(RingBuffer<'a>),
+    Perf(PerfBuffer<'a>),
+}
+
+impl Stream<'_> {
+    fn drain(&self) -> libbpf_rs::Result<()> {
+        match self {
+            Self::Ring(ring) => ring.consume(),
+            Self::Perf(buffer) => buffer.consume(),
+        }
+    }
+
+    fn fd(&self) -> i32 {
+        match self {
+            Self::Ring(ring) => ring.epoll_fd(),
+            Self::Perf(buffer) => buffer.epoll_fd(),
+        }
+    }
+}
+
+/// The tool's side of the stream, shared by the callback and the loop.
+struct Sink<'a> {
+    report: &'a mut dyn Report,
+    error: Option<anyhow::Error>,
+    events: u64,
+    lost: u64,
+}
+
+impl Sink<'_> {
+    fn event(&mut self, record: &[u8]) -> i32 {
+        self.events += 1;
+        match self.report.event(record) {
+            Ok(()) => 0,
+            Err(error) => {
+                self.error = Some(error);
+                -1
+            }
+        }
+    }
+}
+
+impl<'obj, S: Skel<'obj>> Loaded<S> {
+    /// Attach one program to where its section says.
+    ///
+    /// # Errors
+    /// Unsupported, naming the hook, when the kernel refuses.
+    fn attach(&self, program: &ProgramMut<'_>) -> Result<Link> {
+        let section = program.section().to_string_lossy().trim_start_matches('?').to_owned();
+        program.attach().map_err(|error| unsupported(format!("the kernel refuses the hook {section}: {error}")))
+    }
+
+    /// Attach every chosen program that has rungs; programs without are their tool's to attach.
+    ///
+    /// # Errors
+    /// Unsupported, naming the hook that the kernel refuses; those attached before are detached again.
+    pub fn attach_hooks(&self) -> Result<Vec<Link>> {
+        let chosen = |program: &ProgramMut<'_>| {
+            let name = program.name().to_string_lossy().into_owned();
+            name.contains("__") && self.uses(&name)
+        };
+        self.skel.object().progs_mut().filter(chosen).map(|program| self.attach(&program)).collect()
+    }
+
+    /// Attach and run until the end that `run` names, a signal, or until nobody reads the output.
+    ///
+    /// # Errors
+    /// A hook that is refused, or what `report` returns.
+    pub fn run(&self, run: &Run, report: &mut dyn Report) -> Result<()> {
+        self.run_with(run, report, None, |_| Ok(Vec::new()))
+    }
+
+    /// The same for a tool that attaches programs of its own (after the others, samplers last) in `attach`, and that
+    /// may end when `until` (a pidfd) becomes readable.
+    ///
+    /// # Errors
+    /// A hook that is refused, or what `report` or `attach` return.
+    pub fn run_with(
+        &self,
+        run: &Run,
+        report: &mut dyn Report,
+        until: Option<BorrowedFd<'_>>,
+        attach: impl FnOnce(&S) -> Result<Vec<Link>>,
+    ) -> Result<()> {
+        let signals = block_signals()?;
+        let sink = RefCell::new(Sink { report, error: None, events: 0, lost: 0 });
+        let events = self.skel.object().maps().find(|map| map.name() == "events" && is_stream(map));
+        let stream = events.as_ref().map(|map| self.stream(map, &sink)).transpose()?;
+        let waiter = Waiter::new(&signals, run, stream.as_ref(), until)?;
+
+        let mut links = self.attach_hooks()?;
+        links.extend(attach(&self.skel)?);
+        sink.borrow_mut().report.started()?;
+        sink.borrow_mut().report.out().flush()?;
+        self.tell_ready()?;
+        waiter.arm(run)?;
+
+        let mut reports = 0;
+        let mut timeout = stream.as_ref().map(|_| DRAIN_BUSY);
+        loop {
+            let wake = waiter.wait(timeout)?;
+            if let Some(stream) = &stream {
+                let before = sink.borrow().events;
+                drain(stream, &sink)?;
+                timeout = Some(if sink.borrow().events > before { DRAIN_BUSY } else { DRAIN_IDLE });
+            }
+            match wake {
+                Wake::Timeout | Wake::Events => continue,
+                Wake::Interval => {
+                    sink.borrow_mut().report.interval()?;
+                    sink.borrow_mut().report.out().flush()?;
+                    reports += 1;
+                    if run.count == Some(reports) {
+                        break;
+                    }
+                }
+                Wake::Closed => return Ok(()),
+                Wake::Signal | Wake::Deadline | Wake::Until => break,
+            }
+        }
+        drop(links);
+        if let Some(stream) = &stream {
+            drain(stream, &sink)?;
+        }
+        let mut sink = sink.borrow_mut();
+        if run.report && run.count != Some(reports) {
+            sink.report.interval()?;
+        }
+        let mut lost = Lost::read(self.skel.object());
+        lost.events += sink.lost;
+        sink.report.out().lost(&lost);
+        sink.report.out().flush()
+    }
+
+    fn stream<'a>(&self, map: &'a Map<'_>, sink: &'a RefCell<Sink<'_>>) -> Result<Stream<'a>> {
+        if self.perf {
+            let pages = (self.tool.buffer as usize >> 2).clamp(1, 256);
+            let buffer = PerfBufferBuilder::new(map)
+                .pages(pages)
+                .sample_cb(|_, record| {
+                    if sink.borrow().error.is_none() {
+                        sink.borrow_mut().event(record);
+                    }
+                })
+                .lost_cb(|_, count| sink.borrow_mut().lost += count)
+                .build()
+                .context("cannot make the event buffer")?;
+            return Ok(Stream::Perf(buffer));
+        }
+        let mut builder = RingBufferBuilder::new();
+        builder.add(map, |record| sink.borrow_mut().event(record)).context("cannot make the event buffer")?;
+        Ok(Stream::Ring(builder.build().context("cannot make the event buffer")?))
+    }
+
+    fn tell_ready(&self) -> Result<()> {
+        if let Some(fd) = self.tool.ready_fd {
+            // SAFETY: the caller of the tool passed this descriptor to be written to.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            nix::unistd::write(fd, b"ready\n").context("cannot write to --ready-fd")?;
+        }
+        Ok(())
+    }
+}
+
+fn is_stream(map: &Map<'_>) -> bool {
+    matches!(map.map_type(), MapType::RingBuf | MapType::PerfEventArray)
+}
+
+fn drain(stream: &Stream<'_>, sink: &RefCell<Sink<'_>>) -> Result<()> {
+    let result = stream.drain();
+    let mut sink = sink.borrow_mut();
+    if let Some(error) = sink.error.take() {
+        return Err(error);
+    }
+    result.map_err(|error| anyhow!("cannot read the event buffer: {error}"))?;
+    sink.report.out().flush()
+}
+
+/// Take SIGINT, SIGTERM and SIGHUP as events from now on.
+fn block_signals() -> Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set.thread_block().context("cannot block signals")?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("cannot take signals")
+}
+
+/// One epoll over all that a tool waits for.
+struct Waiter {
+    epoll: Epoll,
+    interval: TimerFd,
+    deadline: TimerFd,
+}
+
+impl Waiter {
+    fn new(signals: &SignalFd, run: &Run, stream: Option<&Stream<'_>>, until: Option<BorrowedFd<'_>>) -> Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll")?;
+        let timer = || TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK);
+        let (interval, deadline) = (timer().context("cannot make a timer")?, timer().context("cannot make a timer")?);
+        let add = |fd: BorrowedFd<'_>, flags: EpollFlags, wake: Wake| epoll.add(fd, EpollEvent::new(flags, wake as u64));
+        if let Some(stream) = stream {
+            // SAFETY: the stream owns this descriptor and outlives the waiter.
+            let fd = unsafe { BorrowedFd::borrow_raw(stream.fd()) };
+            // Edge-triggered: the drain that follows empties the buffer, whatever state the descriptor is left in.
+            add(fd, EpollFlags::EPOLLIN | EpollFlags::EPOLLET, Wake::Events).context("cannot wait for events")?;
+        }
+        add(signals.as_fd(), EpollFlags::EPOLLIN, Wake::Signal).context("cannot wait for signals")?;
+        if run.interval.is_some() {
+            add(interval.as_fd(), EpollFlags::EPOLLIN, Wake::Interval).context("cannot wait for a timer")?;
+        }
+        if run.duration.is_some() {
+            add(deadline.as_fd(), EpollFlags::EPOLLIN, Wake::Deadline).context("cannot wait for a timer")?;
+        }
+        // With no flags set, only an error is told: that the reader of a pipe has gone. A file is refused, and cannot go.
+        let _ = add(std::io::stdout().as_fd(), EpollFlags::empty(), Wake::Closed);
+        if let Some(fd) = until {
+            add(fd, EpollFlags::EPOLLIN, Wake::Until).context("cannot wait for the process")?;
+        }
+        Ok(Self { epoll, interval, deadline })
+    }
+
+    /// Start the timers: time counts from when everything was attached.
+    fn arm(&self, run: &Run) -> Result<()> {
+        if let Some(interval) = run.interval {
+            let every = Expiration::Interval(TimeSpec::from_duration(interval));
+            self.interval.set(every, TimerSetTimeFlags::empty()).context("cannot set a timer")?;
+        }
+        if let Some(duration) = run.duration {
+            let once = Expiration::OneShot(TimeSpec::from_duration(duration));
+            self.deadline.set(once, TimerSetTimeFlags::empty()).context("cannot set a timer")?;
+        }
+        Ok(())
+    }
+
+    fn wait(&self, timeout_ms: Option<u16>) -> Result<Wake> {
+        let mut events = [EpollEvent::empty(); WAKES.len()];
+        let timeout = timeout_ms.map_or(EpollTimeout::NONE, EpollTimeout::from);
+        let ready = match self.epoll.wait(&mut events, timeout) {
+            Ok(ready) => ready,
+            Err(nix::errno::Errno::EINTR) => return Ok(Wake::Timeout),
+            Err(error) => return Err(error).context("cannot wait"),
+        };
+        let is_ready = |wake: Wake| events[..ready].iter().any(|event| event.data() == wake as u64);
+        let wake = WAKES.into_iter().find(|wake| is_ready(*wake)).unwrap_or(Wake::Timeout);
+        if wake == Wake::Interval {
+            // How often it expired is not asked: a report that took longer than its interval is followed by one more.
+            let _ = nix::unistd::read(self.interval.as_fd(), &mut [0; 8]);
+        }
+        Ok(wake)
+    }
+}

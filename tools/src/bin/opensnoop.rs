@@ -1,0 +1,3 @@
+//! The `opensnoop` binary.
+
+tools::main!(opensnoop);

@@ -1,0 +1,3 @@
+//! The `runqlat` binary.
+
+tools::main!(runqlat);

@@ -1,0 +1,63 @@
+//! The tools of corescope, one module each, and the registry that lists them.
+
+/// Declare the modules of the tools and the one list of them.
+macro_rules! registry {
+    ($($tool:ident),+ $(,)?) => {
+        $(pub mod $tool;)+
+
+        /// Every tool of the suite, by name.
+        pub const TOOLS: &[common::app::Entry] = &[$(entry!($tool)),+];
+    };
+}
+
+/// The registry entry of one tool, without a reference to the others, so that a binary links only what it runs.
+#[macro_export]
+macro_rules! entry {
+    ($tool:ident) => {
+        common::app::Entry {
+            name: stringify!($tool),
+            command: <$crate::$tool::Args as clap::CommandFactory>::command,
+            run: |matches| $crate::$tool::run(<$crate::$tool::Args as clap::FromArgMatches>::from_arg_matches(matches)?),
+        }
+    };
+}
+
+/// The `main` of one tool's binary.
+#[macro_export]
+macro_rules! main {
+    ($tool:ident) => {
+        fn main() -> std::process::ExitCode {
+            common::app::main(&$crate::entry!($tool), std::env::args_os())
+        }
+    };
+}
+
+registry! {
+    opensnoop,
+    runqlat,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TOOLS;
+
+    #[test]
+    fn every_command_line_is_sound() {
+        for tool in TOOLS {
+            (tool.command)().debug_assert();
+            assert_eq!((tool.command)().get_name(), tool.name);
+        }
+    }
+
+    /// Its four places: kernel half, page, live test, binary.
+    #[test]
+    fn every_tool_has_its_places() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for tool in TOOLS {
+            for place in ["bpf/NAME.bpf.c", "tools/src/bin/NAME.rs", "tests/live/NAME.rs", "docs/tools/NAME.md"] {
+                let place = place.replace("NAME", tool.name);
+                assert!(root.join(&place).exists(), "{place} is missing");
+            }
+        }
+    }
+}

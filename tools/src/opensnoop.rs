@@ -1,0 +1,240 @@
+//! opensnoop: who opens which file, and what comes of it.
+
+use std::ffi::OsString;
+use std::mem::MaybeUninit;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bpf::opensnoop::{OpensnoopSkelBuilder, types::opensnoop_event};
+use clap::Parser;
+use common::child::Child;
+use common::cli::{self, Output, Tool};
+use common::load::{Loader, hook};
+use common::out::{Cell, Column, Out, Rows};
+use common::session::{Report, Run, decode};
+use common::target::Target;
+use common::text::Text;
+use common::time::WallClock;
+
+/// Trace open(2), openat(2), openat2(2) and creat(2), by 64-bit and 32-bit programs, as they return
+#[derive(Parser)]
+#[command(name = "opensnoop", version)]
+pub struct Args {
+    /// Show the time of day
+    #[arg(short = 'T', long)]
+    timestamp: bool,
+    /// Show the user
+    #[arg(short = 'U', long)]
+    print_uid: bool,
+    /// Only opens that failed
+    #[arg(short = 'x', long)]
+    failed: bool,
+    /// Only this process
+    #[arg(short, long, value_parser = cli::pid, allow_negative_numbers = true)]
+    pid: Option<u32>,
+    /// Only this thread
+    #[arg(short, long, value_parser = cli::pid, allow_negative_numbers = true)]
+    tid: Option<u32>,
+    /// Only this user id
+    #[arg(short, long)]
+    uid: Option<u32>,
+    /// Only processes whose name contains this
+    #[arg(short, long)]
+    name: Option<String>,
+    /// End after this many seconds
+    #[arg(short, long, value_parser = cli::seconds, allow_negative_numbers = true)]
+    duration: Option<Duration>,
+    /// Show the flags and the mode of the open
+    #[arg(short, long, alias = "extended_fields")]
+    extended_fields: bool,
+    /// Show full paths: relative ones are joined to the directory they start from
+    #[arg(short = 'F', long)]
+    full_path: bool,
+    /// Only opens with this flag, such as O_WRONLY; several mean any of them
+    #[arg(short, long = "flag-filter", alias = "flag_filter", value_name = "FLAG", value_parser = open_flag)]
+    flag_filter: Vec<u64>,
+    /// Only tasks in the cgroups of this pinned BPF map
+    #[arg(long, value_name = "PATH")]
+    cgroupmap: Option<PathBuf>,
+    /// Only tasks in the mount namespaces of this pinned BPF map
+    #[arg(long, value_name = "PATH")]
+    mntnsmap: Option<PathBuf>,
+    /// Run this command and trace only it
+    #[arg(long, value_name = "COMMAND", num_args = 1.., allow_hyphen_values = true, conflicts_with = "pid")]
+    exec: Vec<OsString>,
+    /// Size of the event buffer in pages, as BCC takes it
+    #[arg(short, long, value_name = "PAGES", value_parser = buffer_pages, conflicts_with = "buffer")]
+    buffer_pages: Option<u32>,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    tool: Tool,
+}
+
+const COLUMNS: &[Column] = &[
+    Column::left("time_unix_ns", "TIME", 8, "when the call returned"),
+    Column::left("uid", "UID", 7, "user id of the caller"),
+    Column::left("pid", "PID", 6, "process that opened"),
+    Column::left("tid", "TID", 6, "thread that opened"),
+    Column::left("comm", "COMM", 16, "name of the thread that opened"),
+    Column::right("fd", "FD", 3, "descriptor returned, or -1"),
+    Column::right("errno", "ERR", 3, "error number, or 0"),
+    Column::left("flags", "FLAGS", 8, "flags of the open, octal"),
+    Column::left("mode", "MODE", 5, "mode of a file that may be created, octal"),
+    Column::left("path", "PATH", 0, "path as given, or in full with -F"),
+];
+
+/// The access modes and flags of include/uapi/asm-generic/fcntl.h that a filter can name.
+const OPEN_FLAGS: &[(&str, libc::c_int)] = &[
+    ("O_WRONLY", libc::O_WRONLY),
+    ("O_RDWR", libc::O_RDWR),
+    ("O_APPEND", libc::O_APPEND),
+    ("O_ASYNC", libc::O_ASYNC),
+    ("O_CLOEXEC", libc::O_CLOEXEC),
+    ("O_CREAT", libc::O_CREAT),
+    ("O_DIRECT", libc::O_DIRECT),
+    ("O_DIRECTORY", libc::O_DIRECTORY),
+    ("O_DSYNC", libc::O_DSYNC),
+    ("O_EXCL", libc::O_EXCL),
+    ("O_NOATIME", libc::O_NOATIME),
+    ("O_NOCTTY", libc::O_NOCTTY),
+    ("O_NOFOLLOW", libc::O_NOFOLLOW),
+    ("O_NONBLOCK", libc::O_NONBLOCK),
+    ("O_PATH", libc::O_PATH),
+    ("O_SYNC", libc::O_SYNC),
+    ("O_TMPFILE", libc::O_TMPFILE),
+    ("O_TRUNC", libc::O_TRUNC),
+];
+
+fn open_flag(name: &str) -> Result<u64, String> {
+    let found = OPEN_FLAGS.iter().find(|(known, _)| *known == name).map(|(_, flag)| *flag as u64);
+    found.ok_or_else(|| "is not a flag of open(2) that can be filtered by".into())
+}
+
+fn buffer_pages(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(pages) if pages.is_power_of_two() && pages <= 1 << 18 => Ok(pages),
+        _ => Err("must be a power of two of at most 262144".into()),
+    }
+}
+
+struct View {
+    out: Out,
+    rows: Rows,
+    clock: WallClock,
+    child: Option<Child>,
+}
+
+impl Report for View {
+    fn out(&mut self) -> &mut Out {
+        &mut self.out
+    }
+
+    fn started(&mut self) -> Result<()> {
+        self.rows.header(&mut self.out);
+        self.child.as_mut().map_or(Ok(()), Child::release)
+    }
+
+    fn event(&mut self, record: &[u8]) -> Result<()> {
+        let (event, text) = decode::<opensnoop_event>(record).context("a malformed event")?;
+        let (fd, errno) = if event.ret >= 0 { (event.ret, 0) } else { (-1, -event.ret) };
+        let time_ns = self.clock.unix_ns(event.time_ns);
+        let created = event.flags & (libc::O_CREAT | libc::O_TMPFILE & !libc::O_DIRECTORY) as u64 != 0;
+        let mode = if created { format!("{:04o}", event.mode) } else { "n/a".into() };
+        self.rows.row(
+            &mut self.out,
+            &[
+                Cell::Shown(common::time::time_of_day(time_ns), time_ns as i64),
+                Cell::Uint(event.uid.into()),
+                Cell::Uint(event.pid.into()),
+                Cell::Uint(event.tid.into()),
+                Cell::Text(Text::from_c(&event.comm)),
+                Cell::Int(fd.into()),
+                Cell::Int(errno.into()),
+                Cell::Shown(format!("{:08o}", event.flags), event.flags as i64),
+                Cell::Shown(mode, event.mode.into()),
+                Cell::Text(path(text, event.path_size.into(), event.directory_size.into())),
+            ],
+        )
+    }
+}
+
+/// The path of a record: as given, or below the directory whose names follow it, leaf first.
+fn path(text: &[u8], path_size: usize, directory_size: usize) -> Text<'_> {
+    let given = Text::until_nul(&text[..path_size.min(text.len())]);
+    let names = text.get(path_size..path_size + directory_size).unwrap_or_default();
+    if names.is_empty() {
+        return given;
+    }
+    let mut full = Vec::with_capacity(text.len());
+    for name in names.split(|&byte| byte == 0).rev().filter(|name| !name.is_empty()) {
+        full.push(b'/');
+        full.extend_from_slice(name);
+    }
+    full.push(b'/');
+    full.extend_from_slice(given.bytes());
+    Text::new(full)
+}
+
+/// Run the tool.
+///
+/// # Errors
+/// As [`common::fault`] classifies them.
+pub fn run(args: Args) -> Result<()> {
+    let child = if args.exec.is_empty() { None } else { Some(Child::hold(&args.exec)?) };
+    let target = Target {
+        pids: args.pid.into_iter().chain(child.as_ref().map(Child::pid)).collect(),
+        tids: args.tid.into_iter().collect(),
+        uid: args.uid,
+        comm: args.name,
+        cgroupmap: args.cgroupmap,
+        mntnsmap: args.mntnsmap,
+        exclude_self: true,
+        ..Target::default()
+    };
+    let mut tool = args.tool;
+    tool.buffer = args.buffer_pages.map_or(tool.buffer, |pages| (pages * 4).max(4));
+
+    let loader = Loader::new(&tool)?;
+    let mut object = MaybeUninit::uninit();
+    let mut open = loader.open(OpensnoopSkelBuilder::default(), &mut object)?;
+    let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
+    knobs.failed_only = args.failed;
+    knobs.full_path = args.full_path;
+    knobs.wanted_flags = args.flag_filter.iter().fold(0, |all, flag| all | flag);
+    let loaded = loader.load(open, &[hook("opensnoop_exit")], &target)?;
+
+    let shown = |key: &str| match key {
+        "time_unix_ns" => args.timestamp,
+        "uid" => args.print_uid,
+        "tid" => false,
+        "flags" | "mode" => args.extended_fields,
+        _ => true,
+    };
+    let mut view = View {
+        out: Out::new(args.output.format()),
+        rows: Rows::new(COLUMNS, shown),
+        clock: WallClock::default(),
+        child,
+    };
+    loaded.run(&Run { duration: args.duration, ..Run::default() }, &mut view)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relative_paths_are_joined() {
+        assert_eq!(path(b"a.txt\0work\0home\0", 6, 10).to_string(), "/home/work/a.txt");
+        assert_eq!(path(b"/a.txt\0", 7, 0).to_string(), "/a.txt");
+        assert_eq!(path(b"", 0, 0).to_string(), "");
+    }
+
+    #[test]
+    fn flags_go_by_name() {
+        assert_eq!(open_flag("O_CREAT"), Ok(0o100));
+        assert!(open_flag("O_NOPE").is_err());
+    }
+}

@@ -1,0 +1,115 @@
+//! runqlat: how long tasks wait for a CPU.
+
+use std::mem::MaybeUninit;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use bpf::runqlat::{RunqlatSkel, RunqlatSkelBuilder, types::runqlat_key};
+use clap::Parser;
+use common::cli::{self, Interval, Output, Tool};
+use common::hist::{Histograms, Reader, Unit};
+use common::load::{Hook, Loader, hook};
+use common::out::Out;
+use common::session::{Report, Run};
+use common::target::Target;
+use common::text::Text;
+use libbpf_rs::skel::Skel;
+use libbpf_rs::{MapCore, MapFlags};
+
+/// Show how long tasks wait on a run queue for a CPU, as a histogram
+///
+/// The time is from when a task becomes runnable (woken, created or preempted) to when it runs.
+#[derive(Parser)]
+#[command(name = "runqlat", version)]
+pub struct Args {
+    #[command(flatten)]
+    interval: Interval,
+    /// Show the time of day above each summary
+    #[arg(short = 'T', long)]
+    timestamp: bool,
+    /// Show milliseconds, not microseconds
+    #[arg(short, long)]
+    milliseconds: bool,
+    /// A histogram for each PID namespace
+    #[arg(long, alias = "pidns", conflicts_with_all = ["pids", "tids"])]
+    pidnss: bool,
+    /// A histogram for each process
+    #[arg(short = 'P', long, conflicts_with = "tids")]
+    pids: bool,
+    /// A histogram for each thread
+    #[arg(short = 'L', long)]
+    tids: bool,
+    /// Only this process
+    #[arg(short, long, value_parser = cli::pid, allow_negative_numbers = true)]
+    pid: Option<u32>,
+    /// Only tasks in this cgroup or below
+    #[arg(short, long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    tool: Tool,
+}
+
+struct View<'a> {
+    out: Out,
+    skel: &'a RunqlatSkel<'a>,
+    reader: Reader,
+    histograms: Histograms,
+}
+
+impl Report for View<'_> {
+    fn out(&mut self) -> &mut Out {
+        &mut self.out
+    }
+
+    fn started(&mut self) -> Result<()> {
+        self.out.remark("Tracing run queue latency... Hit Ctrl-C to end.");
+        Ok(())
+    }
+
+    fn interval(&mut self) -> Result<()> {
+        let names = &self.skel.maps.runqlat_names;
+        self.histograms.print(&mut self.out, &self.reader.read(self.skel.object())?, |id| {
+            let name = names.lookup(&id.to_ne_bytes(), MapFlags::ANY).ok()??;
+            Some(Text::until_nul(&name).into_owned())
+        });
+        Ok(())
+    }
+}
+
+/// The one hook that reads what the scheduler itself notes (CONFIG_SCHED_INFO).
+const INFO: Hook = hook("runqlat_info").needing(&["runqueues", "last_queued"]);
+
+/// Run the tool.
+///
+/// # Errors
+/// As [`common::fault`] classifies them.
+pub fn run(args: Args) -> Result<()> {
+    let (key_by, key) = match (args.pids, args.tids, args.pidnss) {
+        (true, ..) => (runqlat_key::RUNQLAT_PID, Some("pid")),
+        (_, true, _) => (runqlat_key::RUNQLAT_TID, Some("tid")),
+        (_, _, true) => (runqlat_key::RUNQLAT_PIDNS, Some("pidns")),
+        _ => (runqlat_key::RUNQLAT_NONE, None),
+    };
+    let unit = Unit::msecs_if(args.milliseconds);
+    let target = Target { pids: args.pid.into_iter().collect(), cgroup: args.cgroup, ..Target::default() };
+
+    let loader = Loader::new(&args.tool)?;
+    let mut object = MaybeUninit::uninit();
+    let mut open = loader.open(RunqlatSkelBuilder::default(), &mut object)?;
+    let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
+    knobs.key_by = key_by;
+    unit.configure(&mut open, key.is_some())?;
+    let classic = [hook("runqlat_wakeup"), hook("runqlat_wakeup_new"), hook("runqlat_switch")];
+    let hooks = loader.first_accepted(&open, &[&[INFO], &classic])?;
+    let loaded = loader.load(open, hooks, &target)?;
+
+    let mut view = View {
+        out: Out::new(args.output.format()),
+        skel: &loaded.skel,
+        reader: Reader::new(unit, key.is_some()),
+        histograms: Histograms::new(key, args.timestamp),
+    };
+    loaded.run(&Run::from(&args.interval), &mut view)
+}
