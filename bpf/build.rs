@@ -25,11 +25,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
 fn prerequisites(depfile: &Path) -> Option<Vec<PathBuf>> {
     let text = fs::read_to_string(depfile).ok()?.replace("\\\n", " ");
     let paths = text.split_once(": ")?.1.split_whitespace().map(PathBuf::from);
-    Some(
-        paths
-            .filter(|path| path.starts_with(crate_dir()) || !path.starts_with(env::temp_dir()))
-            .collect(),
-    )
+    Some(paths.filter(|path| path.starts_with(crate_dir()) || !path.starts_with(env::temp_dir())).collect())
 }
 
 fn crate_dir() -> PathBuf {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause)
 /*
- * Time from when a task became runnable to when it runs.
+ * Time from when a task became runnable (woken, created, preempted) to when it runs.
  *
- * Where the kernel lets its run queues be read, one program suffices: the scheduler itself notes in sched_info when a
- * task was queued, and at sched_switch the difference to the run queue's clock is what it is about to add to the
- * task's run delay (sched_info_arrive() of kernel/sched/stats.h). Elsewhere the three classic hooks stamp it.
+ * The scheduler keeps such a time itself (sched_info), for the price of one hook; but its clock is not updated between
+ * a wakeup and the switch that follows at once, so the wait of a task that wakes an idle CPU reads as zero. Hence the
+ * three hooks, with the stamp in task storage.
  */
 #include "filter.bpf.h"
 #include "hist.bpf.h"
@@ -19,9 +19,7 @@ enum runqlat_key {
 
 const volatile enum runqlat_key key_by = RUNQLAT_NONE;
 
-extern const struct rq runqueues __ksym __weak;
-
-/* When a task became runnable: for the classic hooks, and for what sched_info does not see. */
+/* When a task became runnable, or 0. */
 TASK_STATE(runqlat_queued, u64);
 
 /* The name of each key, as it was when the key was first seen. */
@@ -68,48 +66,6 @@ static __always_inline void stamp(struct task_struct *task)
 		*queued_ns = bpf_ktime_get_ns();
 }
 
-/* Count the time since the task was stamped, if it was; a stamp serves once. */
-static __always_inline void count_stamped(const bool typed, struct task_struct *next)
-{
-	u64 *queued_ns = runqlat_queued_find(next), begin_ns, now_ns;
-
-	if (!queued_ns || !*queued_ns)
-		return;
-	begin_ns = *queued_ns;
-	*queued_ns = 0;
-	now_ns = bpf_ktime_get_ns();
-	if (now_ns < begin_ns)
-		count_lost(LOST_CLOCK);
-	else
-		count(typed, next, now_ns - begin_ns);
-}
-
-SEC("?tp_btf/sched_switch")
-int BPF_PROG(runqlat_info__tp_btf, bool preempt, struct task_struct *prev, struct task_struct *next)
-{
-	const bool typed = true;
-	u64 queued_ns = next->sched_info.last_queued;
-	const struct rq *rq;
-
-	/* Preempted on its way to sleep: still queued, but sched_info takes it for asleep. */
-	if (preempt && task_state(prev) != TASK_RUNNING)
-		stamp(prev);
-	if (!next->pid)
-		return 0;
-	if (!queued_ns) {
-		count_stamped(typed, next);
-		return 0;
-	}
-	if (!filter_wants_task(next))
-		return 0;
-	rq = bpf_this_cpu_ptr(&runqueues);
-	if (rq->clock < queued_ns)
-		count_lost(LOST_CLOCK);
-	else
-		count(typed, next, rq->clock - queued_ns);
-	return 0;
-}
-
 TRACEPOINT_HOOK(runqlat_wakeup, sched_wakeup, struct task_struct *task)
 {
 	stamp(task);
@@ -124,10 +80,23 @@ TRACEPOINT_HOOK(runqlat_wakeup_new, sched_wakeup_new, struct task_struct *task)
 
 TRACEPOINT_HOOK(runqlat_switch, sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
+	u64 *queued_ns, begin_ns, now_ns;
+
 	/* A task that is preempted stays runnable, whatever state it was about to enter. */
-	if ((preempt || task_state(prev) == TASK_RUNNING) && FIELD(prev, pid))
+	if ((preempt || task_state(typed, prev) == TASK_RUNNING) && FIELD(prev, pid))
 		stamp(prev);
-	if (FIELD(next, pid))
-		count_stamped(typed, next);
+	if (!FIELD(next, pid))
+		return 0;
+	queued_ns = runqlat_queued_find(next);
+	if (!queued_ns || !*queued_ns)
+		return 0;
+	/* A stamp serves once. */
+	begin_ns = *queued_ns;
+	*queued_ns = 0;
+	now_ns = bpf_ktime_get_ns();
+	if (now_ns < begin_ns)
+		count_lost(LOST_CLOCK);
+	else
+		count(typed, next, now_ns - begin_ns);
 	return 0;
 }

@@ -11,11 +11,11 @@ struct task_struct___pre514 {
 	long state;
 } __attribute__((preserve_access_index));
 
-static __always_inline u32 task_state(struct task_struct *task)
+static __always_inline u32 task_state(const bool typed, struct task_struct *task)
 {
-	if (bpf_core_field_exists(task->__state))
-		return BPF_CORE_READ(task, __state);
-	return BPF_CORE_READ((struct task_struct___pre514 *)task, state);
+	struct task_struct___pre514 *old = (void *)task;
+
+	return bpf_core_field_exists(task->__state) ? FIELD(task, __state) : (u32)FIELD(old, state);
 }
 
 /* 5.19 (7f203bc89eb6): cgroup.ancestor_ids[] became cgroup.ancestors[], of pointers. */

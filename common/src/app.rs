@@ -61,7 +61,8 @@ mod tests {
     fn clap_errors_become_one_line() {
         let error = Command::new("x").try_get_matches_from(["x", "--nope"]).unwrap_err();
         assert_eq!(one_line(&error.to_string()), "unexpected argument '--nope' found");
-        let error = Command::new("x").arg(clap::Arg::new("pid").required(true)).try_get_matches_from(["x"]).unwrap_err();
+        let error =
+            Command::new("x").arg(clap::Arg::new("pid").required(true)).try_get_matches_from(["x"]).unwrap_err();
         assert_eq!(one_line(&error.to_string()), "the following required arguments were not provided: <pid>");
     }
 }

@@ -38,11 +38,9 @@ pub fn usage(message: impl Into<String>) -> anyhow::Error {
 
 /// Whether the reader of our output has gone, which is the normal end of `tool | head`.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    })
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
 }
 
 /// The exit status for an error: 0 closed pipe, 1 failure, 2 usage, 3 not possible here.

@@ -171,7 +171,8 @@ impl Reader {
                 _ if now.max > before.max => now.max,
                 _ => (self.unit.low_ns(slot + 1) as u64).min(now.max),
             };
-            let histogram = histograms.entry(id).or_insert_with(|| Histogram { unit: self.unit, cells: BTreeMap::new() });
+            let histogram =
+                histograms.entry(id).or_insert_with(|| Histogram { unit: self.unit, cells: BTreeMap::new() });
             histogram.cells.insert(slot, Cell { count, sum, max });
         }
         Ok(histograms)
@@ -179,10 +180,13 @@ impl Reader {
 
     fn cells(&self, object: &Object) -> Result<Vec<((u64, u32), Cell)>> {
         let name = if self.keyed { "hist_by_id" } else { "hist" };
-        let map = object.maps().find(|map| map.name() == name).with_context(|| format!("the object has no map {name}"))?;
+        let map =
+            object.maps().find(|map| map.name() == name).with_context(|| format!("the object has no map {name}"))?;
         let mut cells = Vec::new();
         if self.keyed {
-            for (key, value) in map.lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY).context("cannot read the histograms")? {
+            for (key, value) in
+                map.lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY).context("cannot read the histograms")?
+            {
                 let (Some(id), Some(slot)) = (key.first_chunk(), key.get(8..).and_then(|key| key.first_chunk())) else {
                     continue;
                 };

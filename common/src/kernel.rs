@@ -81,9 +81,8 @@ fn map(path: &str) -> Option<Bytes> {
     let file = File::open(path).ok()?;
     let len = file.metadata().ok()?.len() as usize;
     // SAFETY: a fresh read-only private mapping of an open file; the result is checked.
-    let start = unsafe {
-        libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0)
-    };
+    let start =
+        unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
     (start != libc::MAP_FAILED).then_some(Bytes::Mapped { start: start.cast(), len })
 }
 

@@ -118,7 +118,9 @@ impl Loader {
         let has_ring = || kernel::has_map(MapType::RingBuf);
         let perf = match tool.transport {
             Transport::Perf => true,
-            Transport::Ring if !has_ring() => return Err(unsupported("this kernel has no BPF ring buffer (5.8)")),
+            Transport::Ring if !has_ring() => {
+                return Err(unsupported("this kernel has no BPF ring buffer (5.8)"));
+            }
             Transport::Ring => false,
             Transport::Auto => !has_ring(),
         };
@@ -182,7 +184,9 @@ impl Loader {
             let chosen = programs.iter().any(|name| program.name().to_str() == Some(name));
             program.set_autoload(chosen);
         }
-        self.prepare_maps(object)?;
+        // Only where the verifier knows the task's type can it be asked for its storage.
+        let typed = programs.iter().all(|name| !name.contains("__") || name.ends_with("__tp_btf"));
+        self.prepare_maps(object, self.has_task_storage && typed)?;
         target.apply(object)?;
         let skel = open.load().map_err(|error| self.explain(&error))?;
         target.fill(skel.object())?;
@@ -194,11 +198,7 @@ impl Loader {
     ///
     /// # Errors
     /// Unsupported, with what the last way lacks.
-    pub fn first_accepted<'obj, 'h>(
-        &self,
-        open: &impl OpenSkel<'obj>,
-        ways: &[&'h [Hook]],
-    ) -> Result<&'h [Hook]> {
+    pub fn first_accepted<'obj, 'h>(&self, open: &impl OpenSkel<'obj>, ways: &[&'h [Hook]]) -> Result<&'h [Hook]> {
         let forced = |way: &&[Hook]| way.iter().any(|hook| self.tool.hook.as_deref() == Some(hook.name));
         if let Some(way) = ways.iter().copied().find(forced) {
             return Ok(way);
@@ -234,7 +234,9 @@ impl Loader {
             };
             let target = section.split_once('/').map_or("", |(_, target)| target);
             let verdict = match &self.tool.hook {
-                Some(forced) if forced != suffix && RUNGS.iter().any(|(_, known)| known == forced) => Err("not the rung asked for with --hook".to_owned()),
+                Some(forced) if forced != suffix && RUNGS.iter().any(|(_, known)| known == forced) => {
+                    Err("not the rung asked for with --hook".to_owned())
+                }
                 _ => self.probe(rung, target),
             };
             match verdict {
@@ -263,8 +265,7 @@ impl Loader {
     }
 
     /// Shape the maps that `bpf/include` declares to this kernel and these options.
-    fn prepare_maps(&self, object: &mut OpenObject) -> Result<()> {
-        let has_storage = self.has_task_storage;
+    fn prepare_maps(&self, object: &mut OpenObject, has_storage: bool) -> Result<()> {
         for mut map in object.maps_mut() {
             let name = map.name().to_string_lossy().into_owned();
             let kind = map.map_type();
@@ -303,7 +304,10 @@ impl Loader {
         });
         let what = failed.map_or_else(|| "the BPF object".to_owned(), |program| format!("program {program}"));
         let kind = error.to_string();
-        unsupported(format!("the kernel does not load {what}: {} ({kind}; more with -v)", kernel::explain_refusal(errno)))
+        unsupported(format!(
+            "the kernel does not load {what}: {} ({kind}; more with -v)",
+            kernel::explain_refusal(errno)
+        ))
     }
 }
 

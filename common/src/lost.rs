@@ -32,7 +32,8 @@ impl Lost {
     pub fn read(object: &Object) -> Self {
         let counters = object.maps().find(|map| map.name() == "lost");
         let counter = |reason: u32| -> u64 {
-            let per_cpu = counters.as_ref().and_then(|map| map.lookup_percpu(&reason.to_ne_bytes(), MapFlags::ANY).ok()?);
+            let per_cpu =
+                counters.as_ref().and_then(|map| map.lookup_percpu(&reason.to_ne_bytes(), MapFlags::ANY).ok()?);
             let value = |bytes: &Vec<u8>| bytes.first_chunk().map_or(0, |chunk| u64::from_ne_bytes(*chunk));
             per_cpu.iter().flatten().map(value).sum()
         };

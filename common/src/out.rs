@@ -230,8 +230,12 @@ impl Rows {
                 out.pending.append(&mut self.line);
             }
             Format::Json => {
-                let object: Map<String, Value> =
-                    self.columns.iter().zip(cells).map(|((column, _), cell)| (column.key.to_owned(), cell.json())).collect();
+                let object: Map<String, Value> = self
+                    .columns
+                    .iter()
+                    .zip(cells)
+                    .map(|((column, _), cell)| (column.key.to_owned(), cell.json()))
+                    .collect();
                 out.json(&Value::Object(object));
             }
             Format::Csv => {

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::Skel;
-use libbpf_rs::{Link, Map, MapCore, MapType, PerfBuffer, PerfBufferBuilder, ProgramMut, RingBuffer, RingBufferBuilder};
+use libbpf_rs::{
+    Link, Map, MapCore, MapType, PerfBuffer, PerfBufferBuilder, ProgramMut, RingBuffer, RingBufferBuilder,
+};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -288,7 +290,8 @@ impl Waiter {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll")?;
         let timer = || TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK);
         let (interval, deadline) = (timer().context("cannot make a timer")?, timer().context("cannot make a timer")?);
-        let add = |fd: BorrowedFd<'_>, flags: EpollFlags, wake: Wake| epoll.add(fd, EpollEvent::new(flags, wake as u64));
+        let add =
+            |fd: BorrowedFd<'_>, flags: EpollFlags, wake: Wake| epoll.add(fd, EpollEvent::new(flags, wake as u64));
         if let Some(stream) = stream {
             // SAFETY: the stream owns this descriptor and outlives the waiter.
             let fd = unsafe { BorrowedFd::borrow_raw(stream.fd()) };

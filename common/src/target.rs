@@ -54,7 +54,8 @@ impl Target {
             };
             map.set_autocreate(wanted)?;
             if let Some(path) = pinned {
-                map.reuse_pinned_map(path).with_context(|| format!("{} is not a pinned map of this kind", path.display()))?;
+                map.reuse_pinned_map(path)
+                    .with_context(|| format!("{} is not a pinned map of this kind", path.display()))?;
             }
         }
         self.check_ids()?;

@@ -1,0 +1,2 @@
+//! What the live tests share.
+

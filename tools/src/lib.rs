@@ -17,7 +17,9 @@ macro_rules! entry {
         common::app::Entry {
             name: stringify!($tool),
             command: <$crate::$tool::Args as clap::CommandFactory>::command,
-            run: |matches| $crate::$tool::run(<$crate::$tool::Args as clap::FromArgMatches>::from_arg_matches(matches)?),
+            run: |matches| {
+                $crate::$tool::run(<$crate::$tool::Args as clap::FromArgMatches>::from_arg_matches(matches)?)
+            },
         }
     };
 }

@@ -8,7 +8,7 @@ use bpf::runqlat::{RunqlatSkel, RunqlatSkelBuilder, types::runqlat_key};
 use clap::Parser;
 use common::cli::{self, Interval, Output, Tool};
 use common::hist::{Histograms, Reader, Unit};
-use common::load::{Hook, Loader, hook};
+use common::load::{Loader, hook};
 use common::out::Out;
 use common::session::{Report, Run};
 use common::target::Target;
@@ -78,9 +78,6 @@ impl Report for View<'_> {
     }
 }
 
-/// The one hook that reads what the scheduler itself notes (CONFIG_SCHED_INFO).
-const INFO: Hook = hook("runqlat_info").needing(&["runqueues", "last_queued"]);
-
 /// Run the tool.
 ///
 /// # Errors
@@ -101,9 +98,8 @@ pub fn run(args: Args) -> Result<()> {
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
     knobs.key_by = key_by;
     unit.configure(&mut open, key.is_some())?;
-    let classic = [hook("runqlat_wakeup"), hook("runqlat_wakeup_new"), hook("runqlat_switch")];
-    let hooks = loader.first_accepted(&open, &[&[INFO], &classic])?;
-    let loaded = loader.load(open, hooks, &target)?;
+    let hooks = [hook("runqlat_wakeup"), hook("runqlat_wakeup_new"), hook("runqlat_switch")];
+    let loaded = loader.load(open, &hooks, &target)?;
 
     let mut view = View {
         out: Out::new(args.output.format()),

@@ -12,7 +12,6 @@ struct arm64_sme_state;
 struct arm64_sve_state;
 struct assoc_array_ptr;
 struct audit_context;
-struct balance_callback;
 struct bio_list;
 struct blk_plug;
 struct bpf_local_storage;
@@ -32,9 +31,6 @@ struct cgroup_subsys_state;
 struct compat_robust_list_head;
 struct completion;
 struct completion_list;
-struct cpu_stop_done;
-struct cpuidle_state;
-struct cpumask;
 struct cred;
 struct css_rstat_cpu;
 struct css_set;
@@ -69,7 +65,6 @@ struct io_context;
 struct io_restriction;
 struct io_uring_task;
 struct ipc_namespace;
-struct irq_work;
 struct jump_entry;
 struct kernel_pkey_params;
 struct kernel_pkey_query;
@@ -129,7 +124,6 @@ struct restart_block;
 struct rhash_head;
 struct rhashtable;
 struct robust_list_head;
-struct root_domain;
 struct rq;
 struct rq_flags;
 struct rseq;
@@ -138,11 +132,9 @@ struct rwsem_waiter;
 struct sched_cache_group;
 struct sched_class;
 struct sched_dl_entity;
-struct sched_domain;
 struct sched_entity;
 struct sched_rt_entity;
 struct scx_dispatch_q;
-struct scx_dsq_pcpu;
 struct scx_sched;
 struct seccomp_filter;
 struct sem_undo_list;
@@ -588,16 +580,6 @@ struct __call_single_node {
 	};
 	u16 src;
 	u16 dst;
-};
-
-struct rcuwait {
-	struct task_struct *task;
-};
-
-struct irq_work {
-	struct __call_single_node node;
-	void (*func)(struct irq_work *);
-	struct rcuwait irqwait;
 };
 
 typedef void (*work_func_t)(struct work_struct *);
@@ -1748,8 +1730,6 @@ struct kernel_siginfo {
 
 typedef u32 uint32_t;
 
-typedef struct cpumask *cpumask_var_t;
-
 typedef s32 int32_t;
 
 enum {
@@ -1766,20 +1746,6 @@ struct vfsmount {
 	struct super_block *mnt_sb;
 	int mnt_flags;
 	struct mnt_idmap *mnt_idmap;
-};
-
-struct uclamp_bucket {
-	long unsigned int value: 11;
-	long unsigned int tasks: 53;
-};
-
-struct uclamp_rq {
-	unsigned int value;
-	struct uclamp_bucket bucket[5];
-};
-
-struct plist_head {
-	struct list_head node_list;
 };
 
 struct rcu_work {
@@ -1898,10 +1864,6 @@ struct cgroup {
 	};
 	long: 64;
 };
-
-typedef void (*smp_call_func_t)(void *);
-
-typedef struct __call_single_data call_single_data_t;
 
 typedef int32_t key_serial_t;
 
@@ -2192,12 +2154,6 @@ struct hotplug_slot {
 	const char *mod_name;
 };
 
-struct __call_single_data {
-	struct __call_single_node node;
-	smp_call_func_t func;
-	void *info;
-};
-
 struct fd {
 	long unsigned int word;
 };
@@ -2213,77 +2169,8 @@ enum state {
 	Reset = 7,
 };
 
-typedef int (*cpu_stop_fn_t)(void *);
-
-struct balance_callback {
-	struct balance_callback *next;
-	void (*func)(struct rq *);
-};
-
 struct simple_xattr_cache {
 	struct rhashtable *ht;
-};
-
-struct cfs_rq {
-	struct load_weight load;
-	unsigned int nr_queued;
-	unsigned int h_nr_queued;
-	unsigned int h_nr_runnable;
-	unsigned int h_nr_idle;
-	s64 sum_w_vruntime;
-	u64 sum_weight;
-	u64 zero_vruntime;
-	unsigned int sum_shift;
-	struct rb_root_cached tasks_timeline;
-	struct sched_entity *curr;
-	struct sched_entity *next;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	struct sched_avg avg;
-	struct {
-		raw_spinlock_t lock;
-		int nr;
-		long unsigned int load_avg;
-		long unsigned int util_avg;
-		long unsigned int runnable_avg;
-		long: 64;
-		long: 64;
-		long: 64;
-		long: 64;
-	} removed;
-	u64 last_update_tg_load_avg;
-	long unsigned int tg_load_avg_contrib;
-	long int propagate;
-	long int prop_runnable_sum;
-	long unsigned int h_load;
-	u64 last_h_load_update;
-	struct sched_entity *h_load_next;
-	struct rq *rq;
-	int on_list;
-	struct list_head leaf_cfs_rq_list;
-	struct task_group *tg;
-	int idle;
-	int runtime_enabled;
-	s64 runtime_remaining;
-	u64 throttled_pelt_idle;
-	u64 throttled_clock;
-	u64 throttled_clock_pelt;
-	u64 throttled_clock_pelt_time;
-	u64 throttled_clock_self;
-	u64 throttled_clock_self_time;
-	bool throttled: 1;
-	bool pelt_clock_throttled: 1;
-	int throttle_count;
-	struct list_head throttled_list;
-	struct list_head throttled_csd_list;
-	struct list_head throttled_limbo_list;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
 };
 
 struct cgroup_root {
@@ -2298,14 +2185,6 @@ struct cgroup_root {
 	char name[64];
 	long: 64;
 	struct cgroup cgrp;
-};
-
-struct cpu_stop_work {
-	struct list_head list;
-	cpu_stop_fn_t fn;
-	long unsigned int caller;
-	void *arg;
-	struct cpu_stop_done *done;
 };
 
 struct css_set {
@@ -2338,23 +2217,6 @@ struct ctl_table_root {
 	struct ctl_table_set * (*lookup)(struct ctl_table_root *);
 	void (*set_ownership)(struct ctl_table_header *, kuid_t *, kgid_t *);
 	int (*permissions)(struct ctl_table_header *, const struct ctl_table *);
-};
-
-struct dl_rq {
-	struct rb_root_cached root;
-	unsigned int dl_nr_running;
-	struct {
-		u64 curr;
-		u64 next;
-	} earliest_dl;
-	bool overloaded;
-	struct sched_dl_entity *curr;
-	struct rb_root_cached pushable_dl_tasks_root;
-	u64 running_bw;
-	u64 this_bw;
-	u64 extra_bw;
-	u64 max_bw;
-	u64 bw_ratio;
 };
 
 struct fs_struct {
@@ -2404,189 +2266,6 @@ struct percpu_ref_data {
 	bool allow_reinit: 1;
 	struct callback_head rcu;
 	struct percpu_ref *ref;
-};
-
-struct rt_prio_array {
-	long unsigned int bitmap[2];
-	struct list_head queue[100];
-};
-
-struct rt_rq {
-	struct rt_prio_array active;
-	unsigned int rt_nr_running;
-	unsigned int rr_nr_running;
-	struct {
-		int curr;
-		int next;
-	} highest_prio;
-	bool overloaded;
-	struct plist_head pushable_tasks;
-	int rt_queued;
-	struct task_group *tg;
-};
-
-struct scx_dispatch_q {
-	raw_spinlock_t lock;
-	struct task_struct *first_task;
-	struct list_head list;
-	struct rb_root priq;
-	u32 nr;
-	u32 seq;
-	u64 id;
-	struct rhash_head hash_node;
-	struct llist_node free_node;
-	struct scx_sched *sched;
-	struct scx_dsq_pcpu *pcpu;
-	struct callback_head rcu;
-};
-
-struct scx_rq {
-	struct scx_dispatch_q local_dsq;
-	struct list_head runnable_list;
-	struct list_head ddsp_deferred_locals;
-	u64 extra_enq_flags;
-	u32 nr_running;
-	u32 cpuperf_target;
-	bool in_select_cpu;
-	bool cpu_released;
-	u32 flags;
-	u32 nr_immed;
-	u64 clock;
-	cpumask_var_t cpus_to_kick;
-	cpumask_var_t cpus_to_kick_if_idle;
-	cpumask_var_t cpus_to_preempt;
-	cpumask_var_t cpus_to_wait;
-	cpumask_var_t cpus_to_sync;
-	bool kick_sync_pending;
-	long unsigned int kick_sync;
-	struct task_struct *sub_dispatch_prev;
-	raw_spinlock_t deferred_reenq_lock;
-	u64 deferred_reenq_locals_seq;
-	struct list_head deferred_reenq_locals;
-	struct list_head deferred_reenq_users;
-	struct balance_callback deferred_bal_cb;
-	struct balance_callback kick_sync_bal_cb;
-	struct irq_work deferred_irq_work;
-	struct irq_work kick_cpus_irq_work;
-};
-
-struct rq {
-	unsigned int nr_running;
-	unsigned int nr_numa_running;
-	unsigned int nr_preferred_running;
-	unsigned int ttwu_pending;
-	long unsigned int cpu_capacity;
-	union {
-		struct task_struct *donor;
-		struct task_struct *curr;
-	};
-	struct task_struct *idle;
-	long: 64;
-	long: 64;
-	long: 64;
-	u64 nr_switches;
-	raw_spinlock_t __lock;
-	unsigned int nohz_tick_stopped;
-	atomic_t nohz_flags;
-	unsigned int has_blocked_load;
-	long unsigned int last_blocked_load_update_tick;
-	call_single_data_t nohz_csd;
-	struct uclamp_rq uclamp[2];
-	unsigned int uclamp_flags;
-	long: 64;
-	long: 64;
-	long: 64;
-	struct cfs_rq cfs;
-	struct rt_rq rt;
-	struct dl_rq dl;
-	struct scx_rq scx;
-	struct sched_dl_entity ext_server;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	raw_spinlock_t cpu_epoch_lock;
-	u64 cpu_runtime;
-	long unsigned int cpu_epoch;
-	long unsigned int cpu_epoch_next;
-	struct sched_dl_entity fair_server;
-	struct list_head leaf_cfs_rq_list;
-	struct list_head *tmp_alone_branch;
-	unsigned int numa_migrate_on;
-	unsigned int nr_pref_llc_running;
-	unsigned int nr_llc_running;
-	long unsigned int nr_uninterruptible;
-	struct sched_dl_entity *dl_server;
-	struct task_struct *stop;
-	const struct sched_class *next_class;
-	long unsigned int next_balance;
-	struct mm_struct *prev_mm;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	u64 clock_task;
-	u64 clock_pelt;
-	u64 clock;
-	long unsigned int lost_idle_time;
-	unsigned int clock_update_flags;
-	u64 clock_pelt_idle;
-	u64 clock_idle;
-	u64 last_seen_need_resched_ns;
-	int ticks_without_resched;
-	int membarrier_state;
-	struct root_domain *rd;
-	struct sched_domain *sd;
-	struct balance_callback *balance_callback;
-	unsigned char nohz_idle_balance;
-	unsigned char idle_balance;
-	long unsigned int misfit_task_load;
-	int active_balance;
-	int push_cpu;
-	struct cpu_stop_work active_balance_work;
-	int cpu;
-	int online;
-	struct list_head cfs_tasks;
-	struct sched_avg avg_rt;
-	struct sched_avg avg_dl;
-	struct sched_avg avg_hw;
-	u64 idle_stamp;
-	u64 avg_idle;
-	u64 max_idle_balance_cost;
-	struct rcuwait hotplug_wait;
-	u64 prev_steal_time;
-	long unsigned int calc_load_update;
-	long int calc_load_active;
-	long: 64;
-	call_single_data_t hrtick_csd;
-	struct hrtimer hrtick_timer;
-	ktime_t hrtick_time;
-	ktime_t hrtick_delay;
-	unsigned int hrtick_sched;
-	struct sched_info rq_sched_info;
-	long long unsigned int rq_cpu_time;
-	unsigned int yld_count;
-	unsigned int sched_count;
-	unsigned int sched_goidle;
-	unsigned int ttwu_count;
-	unsigned int ttwu_local;
-	struct cpuidle_state *idle_state;
-	unsigned int nr_pinned;
-	unsigned int push_busy;
-	struct cpu_stop_work push_work;
-	cpumask_var_t scratch_mask;
-	long: 64;
-	long: 64;
-	call_single_data_t cfsb_csd;
-	struct list_head cfsb_csd_list;
-	atomic_t nr_iowait;
-	long: 64;
 };
 
 struct slot {
