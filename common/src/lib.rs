@@ -14,6 +14,8 @@ pub mod lost;
 pub mod out;
 pub mod proc;
 pub mod session;
+pub mod stack;
+pub mod symbol;
 pub mod target;
 pub mod text;
 pub mod time;

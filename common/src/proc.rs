@@ -1,9 +1,18 @@
 //! What /proc says of a process. Every reader tolerates that the process ends meanwhile.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use crate::text::Text;
+
+/// PROC_PID_INIT_INO of include/linux/proc_ns.h: the PID namespace that the kernel itself counts in.
+const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
+
+/// Whether process ids here are those that the kernel and BPF programs see.
+pub fn in_initial_pid_namespace() -> bool {
+    fs::metadata("/proc/self/ns/pid").map_or(true, |meta| meta.ino() == INITIAL_PID_NAMESPACE)
+}
 
 /// Whether a process (or, by thread id, a thread) exists in the caller's PID namespace.
 pub fn exists(pid: u32) -> bool {

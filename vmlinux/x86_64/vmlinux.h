@@ -9,6 +9,7 @@ struct __kernel_timespec;
 struct acpiphp_slot;
 struct address_space;
 struct assoc_array_ptr;
+struct attribute_group;
 struct audit_context;
 struct bio_list;
 struct blk_plug;
@@ -17,6 +18,8 @@ struct bpf_net_context;
 struct bpf_prog;
 struct bpf_prog_array;
 struct bpf_run_ctx;
+struct bus_dma_region;
+struct bus_type;
 struct callback_head;
 struct capture_control;
 struct cfs_rq;
@@ -26,6 +29,8 @@ struct cgroup_root;
 struct cgroup_rstat_base_cpu;
 struct cgroup_subsys;
 struct cgroup_subsys_state;
+struct class;
+struct cma;
 struct compat_robust_list_head;
 struct completion;
 struct completion_list;
@@ -40,6 +45,22 @@ struct ctl_table_root;
 struct ctl_table_set;
 struct dentry;
 struct dentry_operations;
+struct dev_iommu;
+struct dev_pin_info;
+struct dev_pm_domain;
+struct dev_pm_ops;
+struct dev_pm_qos;
+struct device;
+struct device_dma_parameters;
+struct device_driver;
+struct device_node;
+struct device_physical_location;
+struct device_private;
+struct device_type;
+struct dma_map_ops;
+struct em_perf_domain;
+struct event_filter;
+struct fasync_struct;
 struct fdtable;
 struct file;
 struct file_operations;
@@ -48,7 +69,13 @@ struct fown_struct;
 struct fs_pin;
 struct fs_struct;
 struct fsnotify_mark_connector;
+struct ftrace_hash;
+struct ftrace_ops;
+struct ftrace_ops_hash;
+struct ftrace_regs;
 struct futex_pi_state;
+struct futex_private_hash;
+struct fwnode_handle;
 struct gendisk;
 struct group_info;
 struct hlist_bl_node;
@@ -59,11 +86,17 @@ struct hrtimer;
 struct hrtimer_clock_base;
 struct hrtimer_cpu_base;
 struct inode;
+struct internal_state;
 struct io_bitmap;
 struct io_context;
 struct io_restriction;
+struct io_tlb_mem;
 struct io_uring_task;
+struct iommu_group;
+struct iommu_mm_data;
 struct ipc_namespace;
+struct irq_domain;
+struct irq_work;
 struct jump_entry;
 struct kernel_pkey_params;
 struct kernel_pkey_query;
@@ -80,18 +113,28 @@ struct key_restriction;
 struct key_tag;
 struct key_type;
 struct key_user;
+struct kioctx_table;
 struct kmem_cache;
+struct kobj_type;
+struct kobj_uevent_env;
+struct kobject;
+struct kset;
+struct ldt_struct;
+struct linux_binfmt;
 struct list_head;
 struct llist_node;
 struct mem_cgroup;
 struct mempolicy;
+struct mm_cid_pcpu;
 struct mm_struct;
+struct mmu_notifier_subscriptions;
 struct mnt_idmap;
 struct mnt_namespace;
 struct mnt_pcp;
 struct module;
 struct mount;
 struct mountpoint;
+struct msi_device_data;
 struct mutex;
 struct mutex_waiter;
 struct nameidata;
@@ -106,16 +149,25 @@ struct page;
 struct pci_slot;
 struct percpu_ref;
 struct percpu_ref_data;
+struct perf_addr_filter_range;
+struct perf_buffer;
+struct perf_cgroup;
 struct perf_ctx_data;
 struct perf_event;
 struct perf_event_context;
+struct perf_event_pmu_context;
+struct perf_sample_data;
 struct pid;
 struct pid_namespace;
 struct pidfs_attr;
 struct pipe_inode_info;
+struct pm_subsys_data;
+struct pmu;
 struct pollfd;
 struct proc_ns_operations;
+struct prog_entry;
 struct psi_group;
+struct pt_regs;
 struct rb_node;
 struct rb_node_linked;
 struct rcu_node;
@@ -123,6 +175,7 @@ struct reclaim_state;
 struct restart_block;
 struct rhash_head;
 struct rhashtable;
+struct rhlist_head;
 struct robust_list_head;
 struct rq;
 struct rq_flags;
@@ -151,6 +204,7 @@ struct task_group;
 struct task_struct;
 struct time_namespace;
 struct timer_list;
+struct trace_event_call;
 struct tracepoint_ext;
 struct tracepoint_func;
 struct ucounts;
@@ -159,11 +213,15 @@ struct uprobe_task;
 struct user_namespace;
 struct user_struct;
 struct uts_namespace;
+struct vdso_image;
 struct vfsmount;
 struct vm_struct;
+struct wake_irq;
 struct wake_q_node;
+struct wakeup_source;
 struct work_struct;
 struct workqueue_struct;
+struct xol_area;
 
 typedef unsigned char __u8;
 
@@ -259,9 +317,15 @@ struct fred_ss {
 	u64 insnlen: 4;
 };
 
+typedef long unsigned int pgdval_t;
+
 struct cpumask {
 	long unsigned int bits[128];
 };
+
+typedef struct {
+	pgdval_t pgd;
+} pgd_t;
 
 typedef struct cpumask cpumask_t;
 
@@ -318,6 +382,12 @@ typedef struct qspinlock arch_spinlock_t;
 
 struct raw_spinlock {
 	arch_spinlock_t raw_lock;
+};
+
+struct futex_unlock_cs_range {
+	long unsigned int start_ip;
+	unsigned int len;
+	unsigned int pop_size32;
 };
 
 enum hrtimer_restart {
@@ -595,10 +665,30 @@ struct rw_semaphore {
 	struct rwsem_waiter *first_waiter;
 };
 
+typedef short int __s16;
+
+typedef __s16 s16;
+
+typedef unsigned int mm_id_t;
+
+typedef long unsigned int vm_flags_t;
+
+typedef struct {
+	long unsigned int __vma_flags[1];
+} vma_flags_t;
+
 struct rb_node {
 	long unsigned int __rb_parent_color;
 	struct rb_node *rb_right;
 	struct rb_node *rb_left;
+};
+
+struct maple_tree {
+	union {
+		spinlock_t ma_lock;
+	};
+	unsigned int ma_flags;
+	void *ma_root;
 };
 
 struct __call_single_node {
@@ -611,12 +701,96 @@ struct __call_single_node {
 	u16 dst;
 };
 
+struct rcuwait {
+	struct task_struct *task;
+};
+
+struct irq_work {
+	struct __call_single_node node;
+	void (*func)(struct irq_work *);
+	struct rcuwait irqwait;
+};
+
 typedef void (*work_func_t)(struct work_struct *);
 
 struct work_struct {
 	atomic_long_t data;
 	struct list_head entry;
 	work_func_t func;
+};
+
+struct mm_mm_cid {
+	struct mm_cid_pcpu *pcpu;
+	unsigned int mode;
+	unsigned int max_cids;
+	struct irq_work irq_work;
+	struct work_struct work;
+	raw_spinlock_t lock;
+	struct mutex mutex;
+	struct hlist_head user_list;
+	unsigned int nr_cpus_allowed;
+	unsigned int users;
+	unsigned int pcpu_thrs;
+	unsigned int update_deferred;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+};
+
+struct futex_mm_phash {
+	struct mutex lock;
+	struct futex_private_hash *hash;
+	struct futex_private_hash *hash_new;
+	long unsigned int batches;
+	struct callback_head rcu;
+	atomic_long_t atomic;
+	unsigned int *ref;
+};
+
+struct futex_unlock_cs_ranges {
+	struct futex_unlock_cs_range cs_ranges[2];
+};
+
+struct futex_mm_data {
+	struct futex_mm_phash phash;
+	struct futex_unlock_cs_ranges unlock;
+	atomic64_t unique_id;
+};
+
+struct percpu_counter {
+	raw_spinlock_t lock;
+	s64 count;
+	struct list_head list;
+	s32 *counters;
+};
+
+typedef struct {
+	u64 ctx_id;
+	atomic64_t tlb_gen;
+	long unsigned int next_trim_cpumask;
+	struct rw_semaphore ldt_usr_sem;
+	struct ldt_struct *ldt;
+	long unsigned int flags;
+	struct mutex lock;
+	void *vdso;
+	const struct vdso_image *vdso_image;
+	atomic_t perf_rdpmc_allowed;
+	u16 pkey_allocation_map;
+	s16 execute_only_pkey;
+	u16 global_asid;
+	bool asid_transition;
+} mm_context_t;
+
+typedef struct {
+	long unsigned int __mm_flags[1];
+} mm_flags_t;
+
+struct uprobes_state {
+	struct xol_area *xol_area;
 };
 
 struct seqlock {
@@ -794,11 +968,34 @@ typedef void percpu_ref_func_t(struct percpu_ref *);
 
 typedef unsigned int gfp_t;
 
+typedef u32 __kernel_dev_t;
+
+typedef __kernel_dev_t dev_t;
+
 struct refcount_struct {
 	atomic_t refs;
 };
 
 typedef struct refcount_struct refcount_t;
+
+struct kref {
+	refcount_t refcount;
+};
+
+struct kobject {
+	const char *name;
+	struct list_head entry;
+	struct kobject *parent;
+	struct kset *kset;
+	const struct kobj_type *ktype;
+	struct kernfs_node *sd;
+	struct kref kref;
+	unsigned int state_initialized: 1;
+	unsigned int state_in_sysfs: 1;
+	unsigned int state_add_uevent_sent: 1;
+	unsigned int state_remove_uevent_sent: 1;
+	unsigned int uevent_suppress: 1;
+};
 
 struct kernfs_elem_dir {
 	long unsigned int subdirs;
@@ -858,6 +1055,36 @@ struct ns_common {
 	};
 };
 
+enum dl_dev_state {
+	DL_DEV_NO_DRIVER = 0,
+	DL_DEV_PROBING = 1,
+	DL_DEV_DRIVER_BOUND = 2,
+	DL_DEV_UNBINDING = 3,
+};
+
+struct dev_links_info {
+	struct list_head suppliers;
+	struct list_head consumers;
+	struct list_head defer_sync;
+	enum dl_dev_state status;
+};
+
+struct pm_message {
+	int event;
+};
+
+typedef struct pm_message pm_message_t;
+
+struct swait_queue_head {
+	raw_spinlock_t lock;
+	struct list_head task_list;
+};
+
+struct completion {
+	unsigned int done;
+	struct swait_queue_head wait;
+};
+
 struct rb_node_linked {
 	struct rb_node node;
 	struct rb_node_linked *prev;
@@ -879,6 +1106,165 @@ struct hrtimer {
 	bool is_lazy;
 	ktime_t _softexpires;
 	enum hrtimer_restart (*function)(struct hrtimer *);
+};
+
+enum rpm_request {
+	RPM_REQ_NONE = 0,
+	RPM_REQ_IDLE = 1,
+	RPM_REQ_SUSPEND = 2,
+	RPM_REQ_AUTOSUSPEND = 3,
+	RPM_REQ_RESUME = 4,
+};
+
+enum rpm_status {
+	RPM_INVALID = -1,
+	RPM_ACTIVE = 0,
+	RPM_RESUMING = 1,
+	RPM_SUSPENDED = 2,
+	RPM_SUSPENDING = 3,
+	RPM_BLOCKED = 4,
+};
+
+struct dev_pm_info {
+	pm_message_t power_state;
+	bool can_wakeup: 1;
+	bool async_suspend: 1;
+	bool in_dpm_list: 1;
+	bool is_prepared: 1;
+	bool is_suspended: 1;
+	bool is_noirq_suspended: 1;
+	bool is_late_suspended: 1;
+	bool no_pm: 1;
+	bool early_init: 1;
+	bool direct_complete: 1;
+	u32 driver_flags;
+	spinlock_t lock;
+	struct list_head entry;
+	struct completion completion;
+	struct wakeup_source *wakeup;
+	bool work_in_progress;
+	bool wakeup_path: 1;
+	bool syscore: 1;
+	bool no_pm_callbacks: 1;
+	bool smart_suspend: 1;
+	bool must_resume: 1;
+	bool may_skip_resume: 1;
+	bool out_band_wakeup: 1;
+	bool strict_midlayer: 1;
+	struct hrtimer suspend_timer;
+	u64 timer_expires;
+	struct work_struct work;
+	wait_queue_head_t wait_queue;
+	struct wake_irq *wakeirq;
+	atomic_t usage_count;
+	atomic_t child_count;
+	unsigned int disable_depth: 3;
+	bool idle_notification: 1;
+	bool request_pending: 1;
+	bool deferred_resume: 1;
+	bool needs_force_resume: 1;
+	bool runtime_auto: 1;
+	bool ignore_children: 1;
+	bool no_callbacks: 1;
+	bool irq_safe: 1;
+	bool use_autosuspend: 1;
+	bool timer_autosuspends: 1;
+	bool memalloc_noio: 1;
+	unsigned int links_count;
+	enum rpm_request request;
+	enum rpm_status runtime_status;
+	enum rpm_status last_status;
+	int runtime_error;
+	int autosuspend_delay;
+	u64 last_busy;
+	u64 active_time;
+	u64 suspended_time;
+	u64 accounting_timestamp;
+	struct pm_subsys_data *subsys_data;
+	void (*set_latency_tolerance)(struct device *, s32);
+	struct dev_pm_qos *qos;
+	bool detach_power_off: 1;
+};
+
+struct dev_msi_info {
+	struct irq_domain *domain;
+	struct msi_device_data *data;
+};
+
+struct dev_archdata {};
+
+enum device_removable {
+	DEVICE_REMOVABLE_NOT_SUPPORTED = 0,
+	DEVICE_REMOVABLE_UNKNOWN = 1,
+	DEVICE_FIXED = 2,
+	DEVICE_REMOVABLE = 3,
+};
+
+struct device {
+	struct kobject kobj;
+	struct device *parent;
+	struct device_private *p;
+	const char *init_name;
+	const struct device_type *type;
+	const struct bus_type *bus;
+	struct device_driver *driver;
+	void *platform_data;
+	void *driver_data;
+	struct {
+		const char *name;
+		spinlock_t lock;
+	} driver_override;
+	struct mutex mutex;
+	struct dev_links_info links;
+	struct dev_pm_info power;
+	struct dev_pm_domain *pm_domain;
+	struct em_perf_domain *em_pd;
+	struct dev_pin_info *pins;
+	struct dev_msi_info msi;
+	const struct dma_map_ops *dma_ops;
+	u64 *dma_mask;
+	u64 coherent_dma_mask;
+	u64 bus_dma_limit;
+	const struct bus_dma_region *dma_range_map;
+	struct device_dma_parameters *dma_parms;
+	struct list_head dma_pools;
+	struct cma *cma_area;
+	struct io_tlb_mem *dma_io_tlb_mem;
+	struct dev_archdata archdata;
+	struct device_node *of_node;
+	struct fwnode_handle *fwnode;
+	int numa_node;
+	dev_t devt;
+	u32 id;
+	spinlock_t devres_lock;
+	struct list_head devres_head;
+	const struct class *class;
+	const struct attribute_group **groups;
+	void (*release)(struct device *);
+	struct iommu_group *iommu_group;
+	struct dev_iommu *iommu;
+	struct device_physical_location *physical_location;
+	enum device_removable removable;
+	long unsigned int flags[1];
+};
+
+struct device_type {
+	const char *name;
+	const struct attribute_group **groups;
+	int (*uevent)(const struct device *, struct kobj_uevent_env *);
+	char * (*devnode)(const struct device *, umode_t *, kuid_t *, kgid_t *);
+	void (*release)(struct device *);
+	const struct dev_pm_ops *pm;
+};
+
+typedef struct {
+	atomic_long_t a;
+} local_t;
+
+enum ftrace_ops_cmd {
+	FTRACE_OPS_CMD_ENABLE_SHARE_IPMODIFY_SELF = 0,
+	FTRACE_OPS_CMD_ENABLE_SHARE_IPMODIFY_PEER = 1,
+	FTRACE_OPS_CMD_DISABLE_SHARE_IPMODIFY_PEER = 2,
 };
 
 struct timer_list {
@@ -938,6 +1324,29 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_RHASH = 35,
 	__MAX_BPF_MAP_TYPE = 36,
 };
+
+struct hw_perf_event_extra {
+	u64 config;
+	unsigned int reg;
+	int alloc;
+	int idx;
+};
+
+struct arch_hw_breakpoint {
+	long unsigned int address;
+	long unsigned int mask;
+	u8 len;
+	u8 type;
+};
+
+struct rhlist_head {
+	struct rhash_head rhead;
+	struct rhlist_head *next;
+};
+
+typedef struct {
+	local_t a;
+} local64_t;
 
 typedef __u16 __be16;
 
@@ -1750,6 +2159,385 @@ struct pt_regs {
 	};
 };
 
+struct mm_struct {
+	struct {
+		struct {
+			atomic_t mm_count;
+			long: 64;
+			long: 64;
+			long: 64;
+			long: 64;
+			long: 64;
+			long: 64;
+			long: 64;
+		};
+		struct maple_tree mm_mt;
+		long unsigned int mmap_base;
+		long unsigned int mmap_legacy_base;
+		long unsigned int mmap_compat_base;
+		long unsigned int mmap_compat_legacy_base;
+		long unsigned int task_size;
+		pgd_t *pgd;
+		atomic_t membarrier_state;
+		atomic_t mm_users;
+		long: 64;
+		long: 64;
+		long: 64;
+		long: 64;
+		long: 64;
+		long: 64;
+		long: 64;
+		struct mm_mm_cid mm_cid;
+		struct sched_cache_group *sched_cache_grp;
+		atomic_long_t pgtables_bytes;
+		int map_count;
+		spinlock_t page_table_lock;
+		struct rw_semaphore mmap_lock;
+		struct list_head mmlist;
+		struct rcuwait vma_writer_wait;
+		seqcount_t mm_lock_seq;
+		struct futex_mm_data futex;
+		long unsigned int hiwater_rss;
+		long unsigned int hiwater_vm;
+		long unsigned int total_vm;
+		long unsigned int locked_vm;
+		atomic64_t pinned_vm;
+		long unsigned int data_vm;
+		long unsigned int exec_vm;
+		long unsigned int stack_vm;
+		union {
+			vm_flags_t def_flags;
+			vma_flags_t def_vma_flags;
+		};
+		seqcount_t write_protect_seq;
+		spinlock_t arg_lock;
+		long unsigned int start_code;
+		long unsigned int end_code;
+		long unsigned int start_data;
+		long unsigned int end_data;
+		long unsigned int start_brk;
+		long unsigned int brk;
+		long unsigned int start_stack;
+		long unsigned int arg_start;
+		long unsigned int arg_end;
+		long unsigned int env_start;
+		long unsigned int env_end;
+		long unsigned int saved_auxv[56];
+		struct percpu_counter rss_stat[4];
+		struct linux_binfmt *binfmt;
+		mm_context_t context;
+		mm_flags_t flags;
+		spinlock_t ioctx_lock;
+		struct kioctx_table *ioctx_table;
+		struct task_struct *owner;
+		struct file *exe_file;
+		struct mmu_notifier_subscriptions *notifier_subscriptions;
+		long unsigned int numa_next_scan;
+		long unsigned int numa_scan_offset;
+		int numa_scan_seq;
+		atomic_t tlb_flush_pending;
+		atomic_t tlb_flush_batched;
+		struct uprobes_state uprobes_state;
+		atomic_long_t hugetlb_usage;
+		struct work_struct async_put_work;
+		struct iommu_mm_data *iommu_mm;
+		long unsigned int ksm_merging_pages;
+		long unsigned int ksm_rmap_items;
+		atomic_long_t ksm_zero_pages;
+		struct {
+			struct list_head list;
+			long unsigned int bitmap;
+			struct mem_cgroup *memcg;
+		} lru_gen;
+		mm_id_t mm_id;
+		long: 64;
+		long: 64;
+		long: 64;
+	};
+	char flexible_array[0];
+};
+
+enum perf_event_state {
+	PERF_EVENT_STATE_DEAD = -5,
+	PERF_EVENT_STATE_REVOKED = -4,
+	PERF_EVENT_STATE_EXIT = -3,
+	PERF_EVENT_STATE_ERROR = -2,
+	PERF_EVENT_STATE_OFF = -1,
+	PERF_EVENT_STATE_INACTIVE = 0,
+	PERF_EVENT_STATE_ACTIVE = 1,
+};
+
+struct perf_event_attr {
+	__u32 type;
+	__u32 size;
+	__u64 config;
+	union {
+		__u64 sample_period;
+		__u64 sample_freq;
+	};
+	__u64 sample_type;
+	__u64 read_format;
+	__u64 disabled: 1;
+	__u64 inherit: 1;
+	__u64 pinned: 1;
+	__u64 exclusive: 1;
+	__u64 exclude_user: 1;
+	__u64 exclude_kernel: 1;
+	__u64 exclude_hv: 1;
+	__u64 exclude_idle: 1;
+	__u64 mmap: 1;
+	__u64 comm: 1;
+	__u64 freq: 1;
+	__u64 inherit_stat: 1;
+	__u64 enable_on_exec: 1;
+	__u64 task: 1;
+	__u64 watermark: 1;
+	__u64 precise_ip: 2;
+	__u64 mmap_data: 1;
+	__u64 sample_id_all: 1;
+	__u64 exclude_host: 1;
+	__u64 exclude_guest: 1;
+	__u64 exclude_callchain_kernel: 1;
+	__u64 exclude_callchain_user: 1;
+	__u64 mmap2: 1;
+	__u64 comm_exec: 1;
+	__u64 use_clockid: 1;
+	__u64 context_switch: 1;
+	__u64 write_backward: 1;
+	__u64 namespaces: 1;
+	__u64 ksymbol: 1;
+	__u64 bpf_event: 1;
+	__u64 aux_output: 1;
+	__u64 cgroup: 1;
+	__u64 text_poke: 1;
+	__u64 build_id: 1;
+	__u64 inherit_thread: 1;
+	__u64 remove_on_exec: 1;
+	__u64 sigtrap: 1;
+	__u64 defer_callchain: 1;
+	__u64 defer_output: 1;
+	__u64 __reserved_1: 24;
+	union {
+		__u32 wakeup_events;
+		__u32 wakeup_watermark;
+	};
+	__u32 bp_type;
+	union {
+		__u64 bp_addr;
+		__u64 kprobe_func;
+		__u64 uprobe_path;
+		__u64 config1;
+	};
+	union {
+		__u64 bp_len;
+		__u64 kprobe_addr;
+		__u64 probe_offset;
+		__u64 config2;
+	};
+	__u64 branch_sample_type;
+	__u64 sample_regs_user;
+	__u32 sample_stack_user;
+	__s32 clockid;
+	__u64 sample_regs_intr;
+	__u32 aux_watermark;
+	__u16 sample_max_stack;
+	__u16 __reserved_2;
+	__u32 aux_sample_size;
+	union {
+		__u32 aux_action;
+		struct {
+			__u32 aux_start_paused: 1;
+			__u32 aux_pause: 1;
+			__u32 aux_resume: 1;
+			__u32 __reserved_3: 29;
+		};
+	};
+	__u64 sig_data;
+	__u64 config3;
+	__u64 config4;
+};
+
+struct hw_perf_event {
+	union {
+		struct {
+			u64 config;
+			u64 config1;
+			u64 last_tag;
+			u64 dyn_constraint;
+			long unsigned int config_base;
+			long unsigned int event_base;
+			int event_base_rdpmc;
+			int idx;
+			int last_cpu;
+			int flags;
+			struct hw_perf_event_extra extra_reg;
+			struct hw_perf_event_extra branch_reg;
+		};
+		struct {
+			u64 aux_config;
+			unsigned int aux_paused;
+		};
+		struct {
+			struct hrtimer hrtimer;
+		};
+		struct {
+			struct list_head tp_list;
+		};
+		struct {
+			u64 pwr_acc;
+			u64 ptsc;
+		};
+		struct {
+			struct arch_hw_breakpoint info;
+			struct rhlist_head bp_list;
+		};
+		struct {
+			u8 iommu_bank;
+			u8 iommu_cntr;
+			u16 padding;
+			u64 conf;
+			u64 conf1;
+		};
+	};
+	struct task_struct *target;
+	void *addr_filters;
+	long unsigned int addr_filters_gen;
+	int state;
+	local64_t prev_count;
+	u64 sample_period;
+	union {
+		struct {
+			u64 last_period;
+			local64_t period_left;
+		};
+		struct {
+			u64 saved_metric;
+			u64 saved_slots;
+		};
+	};
+	u64 interrupts_seq;
+	u64 interrupts;
+	u64 freq_time_stamp;
+	u64 freq_count_stamp;
+};
+
+struct perf_addr_filters_head {
+	struct list_head list;
+	raw_spinlock_t lock;
+	unsigned int nr_file_filters;
+};
+
+typedef void (*perf_overflow_handler_t)(struct perf_event *, struct perf_sample_data *, struct pt_regs *);
+
+typedef void (*ftrace_func_t)(long unsigned int, long unsigned int, struct ftrace_ops *, struct ftrace_regs *);
+
+struct ftrace_ops_hash {
+	struct ftrace_hash *notrace_hash;
+	struct ftrace_hash *filter_hash;
+	struct mutex regex_lock;
+};
+
+typedef int (*ftrace_ops_func_t)(struct ftrace_ops *, long unsigned int, enum ftrace_ops_cmd);
+
+struct ftrace_ops {
+	ftrace_func_t func;
+	struct ftrace_ops *next;
+	long unsigned int flags;
+	void *private;
+	ftrace_func_t saved_func;
+	struct ftrace_ops_hash local_hash;
+	struct ftrace_ops_hash *func_hash;
+	struct ftrace_ops_hash old_hash;
+	long unsigned int trampoline;
+	long unsigned int trampoline_size;
+	struct list_head list;
+	struct list_head subop_list;
+	ftrace_ops_func_t ops_func;
+	struct ftrace_ops *managed;
+	long unsigned int direct_call;
+};
+
+struct perf_event {
+	struct list_head event_entry;
+	struct list_head sibling_list;
+	struct list_head active_list;
+	struct rb_node group_node;
+	u64 group_index;
+	struct list_head migrate_entry;
+	struct hlist_node hlist_entry;
+	struct list_head active_entry;
+	int nr_siblings;
+	int event_caps;
+	int group_caps;
+	unsigned int group_generation;
+	struct perf_event *group_leader;
+	struct pmu *pmu;
+	void *pmu_private;
+	enum perf_event_state state;
+	unsigned int attach_state;
+	local64_t count;
+	atomic64_t child_count;
+	u64 total_time_enabled;
+	u64 total_time_running;
+	u64 tstamp;
+	struct perf_event_attr attr;
+	u16 header_size;
+	u16 id_header_size;
+	u16 read_size;
+	struct hw_perf_event hw;
+	struct perf_event_context *ctx;
+	struct perf_event_pmu_context *pmu_ctx;
+	atomic_long_t refcount;
+	atomic64_t child_total_time_enabled;
+	atomic64_t child_total_time_running;
+	struct mutex child_mutex;
+	struct list_head child_list;
+	struct perf_event *parent;
+	int oncpu;
+	int cpu;
+	struct list_head owner_entry;
+	struct task_struct *owner;
+	struct mutex mmap_mutex;
+	refcount_t mmap_count;
+	struct perf_buffer *rb;
+	struct list_head rb_entry;
+	long unsigned int rcu_batches;
+	int rcu_pending;
+	wait_queue_head_t waitq;
+	struct fasync_struct *fasync;
+	unsigned int pending_wakeup;
+	unsigned int pending_kill;
+	unsigned int pending_disable;
+	long unsigned int pending_addr;
+	struct irq_work pending_irq;
+	struct irq_work pending_disable_irq;
+	struct callback_head pending_task;
+	unsigned int pending_work;
+	atomic_t event_limit;
+	struct perf_addr_filters_head addr_filters;
+	struct perf_addr_filter_range *addr_filter_ranges;
+	long unsigned int addr_filters_gen;
+	struct perf_event *aux_event;
+	void (*destroy)(struct perf_event *);
+	struct callback_head callback_head;
+	struct pid_namespace *ns;
+	u64 id;
+	atomic64_t lost_samples;
+	u64 (*clock)(void);
+	perf_overflow_handler_t overflow_handler;
+	void *overflow_handler_context;
+	struct bpf_prog *prog;
+	u64 bpf_cookie;
+	struct trace_event_call *tp_event;
+	struct event_filter *filter;
+	struct ftrace_ops ftrace_ops;
+	struct perf_cgroup *cgrp;
+	void *security;
+	struct list_head sb_list;
+	struct list_head pmu_list;
+	u32 orig_type;
+};
+
 typedef u32 uint32_t;
 
 struct kernel_siginfo {
@@ -1894,6 +2682,11 @@ struct cgroup {
 	long: 64;
 };
 
+struct msi_dev_domain {
+	struct xarray store;
+	struct irq_domain *domain;
+};
+
 typedef s32 int32_t;
 
 typedef int32_t key_serial_t;
@@ -1966,6 +2759,8 @@ enum {
 	BPF_F_CTXLEN_MASK = 4503595332403200ULL,
 };
 
+typedef struct pt_regs bpf_user_pt_regs_t;
+
 enum {
 	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
@@ -2014,6 +2809,14 @@ enum {
 enum {
 	BPF_LOCAL_STORAGE_GET_F_CREATE = 1,
 	BPF_SK_STORAGE_GET_F_CREATE = 1,
+};
+
+enum {
+	BPF_F_SKIP_FIELD_MASK = 255,
+	BPF_F_USER_STACK = 256,
+	BPF_F_FAST_STACK_CMP = 512,
+	BPF_F_REUSE_STACKID = 1024,
+	BPF_F_USER_BUILD_ID = 2048,
 };
 
 struct mount {
@@ -2178,6 +2981,54 @@ struct kernfs_node {
 	struct callback_head rcu;
 };
 
+typedef unsigned char Byte;
+
+typedef struct {
+	unsigned char op;
+	unsigned char bits;
+	short unsigned int val;
+} code;
+
+typedef short unsigned int ush;
+
+typedef ush Pos;
+
+struct ct_data_s {
+	union {
+		ush freq;
+		ush code;
+	} fc;
+	union {
+		ush dad;
+		ush len;
+	} dl;
+};
+
+typedef unsigned char uch;
+
+typedef enum {
+	need_more = 0,
+	block_done = 1,
+	finish_started = 2,
+	finish_done = 3,
+} block_state;
+
+typedef struct deflate_state deflate_state;
+
+typedef block_state (*compress_func)(deflate_state *, int);
+
+struct config_s {
+	ush good_length;
+	ush max_lazy;
+	ush nice_length;
+	ush max_chain;
+	compress_func func;
+};
+
+typedef struct config_s config;
+
+typedef struct ct_data_s ct_data;
+
 struct hotplug_slot {
 	const struct hotplug_slot_ops *ops;
 	struct pci_slot *pci_slot;
@@ -2189,6 +3040,14 @@ struct fd {
 	long unsigned int word;
 };
 
+typedef struct z_stream_s z_stream;
+
+typedef z_stream *z_streamp;
+
+typedef unsigned int uInt;
+
+typedef unsigned int IPos;
+
 enum state {
 	Start = 0,
 	Collect = 1,
@@ -2198,6 +3057,24 @@ enum state {
 	CopyFile = 5,
 	GotSymlink = 6,
 	Reset = 7,
+};
+
+typedef long unsigned int ulg;
+
+struct ratelimit_state {
+	raw_spinlock_t lock;
+	int interval;
+	int burst;
+	atomic_t rs_n_left;
+	atomic_t missed;
+	unsigned int flags;
+	long unsigned int begin;
+};
+
+struct bpf_perf_event_data {
+	bpf_user_pt_regs_t regs;
+	__u64 sample_period;
+	__u64 addr;
 };
 
 struct simple_xattr_cache {
@@ -2216,6 +3093,12 @@ struct cgroup_root {
 	char name[64];
 	long: 64;
 	struct cgroup cgrp;
+};
+
+struct cpu {
+	int node_id;
+	int hotpluggable;
+	struct device dev;
 };
 
 struct css_set {
@@ -2250,6 +3133,80 @@ struct ctl_table_root {
 	int (*permissions)(struct ctl_table_header *, const struct ctl_table *);
 };
 
+typedef struct static_tree_desc_s static_tree_desc;
+
+struct tree_desc_s {
+	ct_data *dyn_tree;
+	int max_code;
+	static_tree_desc *stat_desc;
+};
+
+struct deflate_state {
+	z_streamp strm;
+	int status;
+	Byte *pending_buf;
+	ulg pending_buf_size;
+	Byte *pending_out;
+	int pending;
+	int noheader;
+	Byte data_type;
+	Byte method;
+	int last_flush;
+	uInt w_size;
+	uInt w_bits;
+	uInt w_mask;
+	Byte *window;
+	ulg window_size;
+	Pos *prev;
+	Pos *head;
+	uInt ins_h;
+	uInt hash_size;
+	uInt hash_bits;
+	uInt hash_mask;
+	uInt hash_shift;
+	long int block_start;
+	uInt match_length;
+	IPos prev_match;
+	int match_available;
+	uInt strstart;
+	uInt match_start;
+	uInt lookahead;
+	uInt prev_length;
+	uInt max_chain_length;
+	uInt max_lazy_match;
+	int level;
+	int strategy;
+	uInt good_match;
+	int nice_match;
+	struct ct_data_s dyn_ltree[573];
+	struct ct_data_s dyn_dtree[61];
+	struct ct_data_s bl_tree[39];
+	struct tree_desc_s l_desc;
+	struct tree_desc_s d_desc;
+	struct tree_desc_s bl_desc;
+	ush bl_count[16];
+	int heap[573];
+	int heap_len;
+	int heap_max;
+	uch depth[573];
+	uch *l_buf;
+	uInt lit_bufsize;
+	uInt last_lit;
+	ush *d_buf;
+	ulg opt_len;
+	ulg static_len;
+	ulg compressed_len;
+	uInt matches;
+	int last_eob_len;
+	ush bi_buf;
+	int bi_valid;
+};
+
+struct event_filter {
+	struct prog_entry *prog;
+	char *filter_string;
+};
+
 struct fs_struct {
 	int users;
 	seqlock_t seq;
@@ -2257,6 +3214,10 @@ struct fs_struct {
 	int in_exec;
 	struct path root;
 	struct path pwd;
+};
+
+struct internal_state {
+	int dummy;
 };
 
 struct kernfs_root {
@@ -2277,9 +3238,28 @@ struct kernfs_root {
 	struct simple_xattr_cache xa_cache;
 };
 
+struct key_user {
+	struct rb_node node;
+	struct mutex cons_lock;
+	spinlock_t lock;
+	refcount_t usage;
+	atomic_t nkeys;
+	atomic_t nikeys;
+	kuid_t uid;
+	int qnkeys;
+	int qnbytes;
+};
+
 struct once {
 	atomic_t state;
 	struct mutex lock;
+};
+
+struct msi_device_data {
+	long unsigned int properties;
+	struct mutex mutex;
+	struct msi_dev_domain __domains[1];
+	long unsigned int __iter_idx;
 };
 
 struct nsproxy {
@@ -2304,6 +3284,43 @@ struct percpu_ref_data {
 	struct percpu_ref *ref;
 };
 
+struct perf_time_ctx {
+	u64 time;
+	u64 stamp;
+	u64 offset;
+};
+
+struct perf_event_groups {
+	struct rb_root tree;
+	u64 index;
+};
+
+struct perf_event_context {
+	raw_spinlock_t lock;
+	struct mutex mutex;
+	struct list_head pmu_ctx_list;
+	struct perf_event_groups pinned_groups;
+	struct perf_event_groups flexible_groups;
+	struct list_head event_list;
+	int nr_events;
+	int nr_user;
+	int is_active;
+	int nr_stat;
+	int nr_freq;
+	int rotate_disable;
+	refcount_t refcount;
+	struct task_struct *task;
+	struct perf_time_ctx time;
+	struct perf_time_ctx timeguest;
+	struct perf_event_context *parent_ctx;
+	u64 parent_gen;
+	u64 generation;
+	int pin_count;
+	int nr_cgroups;
+	struct callback_head callback_head;
+	local_t nr_no_switch_fast;
+};
+
 struct slot {
 	struct hotplug_slot hotplug_slot;
 	struct acpiphp_slot *acpi_slot;
@@ -2314,6 +3331,14 @@ struct static_key_mod {
 	struct static_key_mod *next;
 	struct jump_entry *entries;
 	struct module *mod;
+};
+
+struct static_tree_desc_s {
+	const ct_data *static_tree;
+	const int *extra_bits;
+	int extra_base;
+	int elems;
+	int max_length;
 };
 
 struct timens_offsets {
@@ -2347,6 +3372,35 @@ struct tracepoint {
 	void *probestub;
 	struct tracepoint_func *funcs;
 	struct tracepoint_ext *ext;
+};
+
+typedef long unsigned int uLong;
+
+struct user_struct {
+	refcount_t __count;
+	struct percpu_counter epoll_watches;
+	long unsigned int unix_inflight;
+	atomic_long_t pipe_bufs;
+	struct hlist_node uidhash_node;
+	kuid_t uid;
+	atomic_long_t locked_vm;
+	atomic_long_t perf_mlock;
+	struct ratelimit_state ratelimit;
+};
+
+struct z_stream_s {
+	const Byte *next_in;
+	uLong avail_in;
+	uLong total_in;
+	Byte *next_out;
+	uLong avail_out;
+	uLong total_out;
+	char *msg;
+	struct internal_state *state;
+	void *workspace;
+	int data_type;
+	uLong adler;
+	uLong reserved;
 };
 
 #ifndef BPF_NO_PRESERVE_ACCESS_INDEX
