@@ -36,6 +36,7 @@ macro_rules! main {
 
 registry! {
     opensnoop,
+    profile,
     runqlat,
 }
 
