@@ -200,6 +200,18 @@ pub fn folded_name(comm: &Text<'_>) -> String {
     comm.to_string().replace(';', ":").replace(' ', "_")
 }
 
+/// Sum the values of entries that read the same: frames of one function differ in their addresses. The largest first.
+pub fn merge(entries: impl Iterator<Item = (String, u64)>) -> Vec<(String, u64)> {
+    let mut sums: HashMap<String, u64> = HashMap::new();
+    for (entry, value) in entries {
+        let sum = sums.entry(entry).or_default();
+        *sum = sum.saturating_add(value);
+    }
+    let mut sums: Vec<(String, u64)> = sums.into_iter().collect();
+    sums.sort_by(|(a, x), (b, y)| y.cmp(x).then_with(|| a.cmp(b)));
+    sums
+}
+
 const MISSED_USER: &str = "[Missed User Stack]";
 const MISSED_KERNEL: &str = "[Missed Kernel Stack]";
 

@@ -14,7 +14,7 @@ use common::load::{Loader, hook};
 use common::out::{Cell, Column, Out, Rows};
 use common::sample::{Clock, Rate, Sampler};
 use common::session::{Report, Run};
-use common::stack::{StackArgs, Stacked, Stacks, Style, folded_name};
+use common::stack::{self, StackArgs, Stacked, Stacks, Style};
 use common::table;
 use common::target::Target;
 use common::text::Text;
@@ -114,9 +114,6 @@ struct View<'a> {
     style: Style,
     banner: String,
     clock: Clock,
-    /// Samples that each second should bring, where they are driven by time.
-    expected_hertz: Option<f64>,
-    started_ns: u64,
 }
 
 impl Report for View<'_> {
@@ -128,7 +125,6 @@ impl Report for View<'_> {
         if !self.args.folded {
             self.out.remark(&self.banner);
         }
-        self.started_ns = time::monotonic_ns();
         Ok(())
     }
 
@@ -138,18 +134,13 @@ impl Report for View<'_> {
     }
 
     fn interval(&mut self) -> Result<()> {
-        let elapsed = (time::monotonic_ns() - self.started_ns) as f64 / 1e9;
         let mut counts = self.counts()?;
         counts.sort_by_key(|count| (std::cmp::Reverse(count.samples), count.key.pid, count.key.user, count.key.kernel));
         self.stacks.resolve(counts.iter().flat_map(|count| [count.key.user, count.key.kernel]));
 
         let taken = self.samples_taken()?;
-        let expected = self.expected_hertz.map(|hertz| (hertz * elapsed) as u64);
-        if let Some(expected) = expected.filter(|expected| taken * 10 < expected * 9) {
-            eprintln!("profile: {taken} samples were taken of {expected}: the kernel or a hypervisor throttles them");
-        }
         match self.out.format() {
-            Format::Json => self.json(&counts, taken, expected),
+            Format::Json => self.json(&counts, taken),
             Format::Csv => self.csv(&counts)?,
             Format::Text if self.args.folded => self.folded(&counts),
             Format::Text => self.text(&counts),
@@ -179,26 +170,30 @@ impl View<'_> {
     }
 
     fn text(&mut self, counts: &[Count]) {
-        for Count { key, samples } in counts {
+        let entries = counts.iter().map(|Count { key, samples }| {
             let lines = self.stacked(key).lines(self.style, self.args.delimited);
             let id = if self.args.threads { key.tid } else { key.pid };
             let cpu = if self.args.cpus { format!(" CPU#{}", key.cpu) } else { String::new() };
-            let name = Text::from_c(&key.comm);
-            self.out.text(format!("{lines}    {:<16} {name} ({id}){cpu}\n        {samples}\n\n", "-"));
+            (format!("{lines}    {:<16} {} ({id}){cpu}\n", "-", Text::from_c(&key.comm)), *samples)
+        });
+        for (entry, samples) in stack::merge(entries) {
+            self.out.text(format!("{entry}        {samples}\n\n"));
         }
     }
 
     fn folded(&mut self, counts: &[Count]) {
-        for Count { key, samples } in counts {
-            let mut name = folded_name(&Text::from_c(&key.comm));
+        let entries = counts.iter().map(|Count { key, samples }| {
+            let mut name = stack::folded_name(&Text::from_c(&key.comm));
             if self.args.threads {
                 name = format!("{name}-{}", key.tid);
             }
             if self.args.cpus {
                 name = format!("CPU#{};{name}", key.cpu);
             }
-            let frames = self.stacked(key).folded(self.style, self.args.delimited);
-            self.out.text(format!("{name}{frames} {samples}\n"));
+            (name + &self.stacked(key).folded(self.style, self.args.delimited), *samples)
+        });
+        for (entry, samples) in stack::merge(entries) {
+            self.out.text(format!("{entry} {samples}\n"));
         }
     }
 
@@ -220,7 +215,7 @@ impl View<'_> {
         Ok(())
     }
 
-    fn json(&mut self, counts: &[Count], taken: u64, expected: Option<u64>) {
+    fn json(&mut self, counts: &[Count], taken: u64) {
         let stack = |Count { key, samples }: &Count| {
             let stacked = self.stacked(key);
             json!({
@@ -240,7 +235,6 @@ impl View<'_> {
             "frequency_hz": self.args.count.is_none().then_some(self.args.frequency.unwrap_or(FREQUENCY)),
             "period": self.args.count,
             "samples_taken": taken,
-            "samples_expected": expected,
             "stacks": stacks,
         }));
     }
@@ -307,10 +301,6 @@ pub fn run(args: Args) -> Result<()> {
     if clock == Clock::CpuClock {
         eprintln!("profile: this machine counts no cycles; sampling by {}", clock.unit());
     }
-    let each_second = match rate {
-        Rate::Hertz(hertz) => hertz as f64,
-        Rate::Period(period) => 1e9 / period as f64,
-    };
     let mut view = View {
         out: Out::new(args.output.format()),
         skel: &loaded.skel,
@@ -318,10 +308,7 @@ pub fn run(args: Args) -> Result<()> {
         style: Style { offsets: false, addresses: args.address, annotate: args.annotations },
         banner: banner(&args, clock),
         clock,
-        // Cycles stand still in an idle CPU.
-        expected_hertz: (clock == Clock::CpuClock).then_some(each_second * sampler.cpus() as f64),
         args: &args,
-        started_ns: 0,
     };
     let run = Run { duration: args.duration, report: true, ..Run::default() };
     loaded.run_with(&run, &mut view, None, |skel| sampler.attach(&skel.progs.profile_sample))
