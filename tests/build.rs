@@ -17,7 +17,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut command = compiler.to_command();
         // Frame pointers and no merged or inlined calls: the stacks of these programs are the truth of some tests.
         command.args(["-Wall", "-Werror", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls", "-fno-inline"]);
-        command.arg("-mno-omit-leaf-frame-pointer");
         let status = command.arg("-o").arg(out_dir.join(name)).arg(&source).args(["-pthread", "-rdynamic"]).status()?;
         if !status.success() {
             return Err(format!("{} does not compile", source.display()).into());
