@@ -278,6 +278,17 @@ impl Stacks {
         true
     }
 
+    /// Take the one user frame that is known of a thread that could not be walked; its id.
+    pub fn add_user(&mut self, tgid: u32, address: u64) -> u64 {
+        // Processes have ids below 2^22 and addresses 2^57, so this is unlike any hash only by luck; two of these
+        // differ always.
+        let id = (u64::from(tgid) << 42) ^ address ^ u64::MAX;
+        let space = (tgid, 0);
+        self.symbols.see(space, &[address]);
+        self.walked.insert(id, Walked { check: id, lost: false, space: Some(space), ips: [address].into() });
+        id
+    }
+
     /// Look up the names of all frames of these stacks, for [`Stacks::stack`]. One call for a whole report is faster
     /// than many.
     pub fn resolve(&mut self, ids: impl IntoIterator<Item = u64>) {
