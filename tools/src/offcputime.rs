@@ -67,6 +67,9 @@ pub struct Args {
     /// threads that could have gone on
     #[arg(long, value_name = "MASK", value_parser = state_mask, allow_negative_numbers = true)]
     state: Option<u32>,
+    /// Walk stacks as threads leave the CPU: costs more, and shows the user stacks of those still blocked at the end
+    #[arg(long)]
+    early_stacks: bool,
     #[command(flatten)]
     stack: StackArgs,
     #[command(flatten)]
@@ -153,6 +156,8 @@ struct View<'a> {
     begin_ns: u64,
     /// Whether threads keep their state where it is asked for by thread.
     in_storage: bool,
+    /// Whether stacks were walked as threads left.
+    walked_early: bool,
 }
 
 impl Report for View<'_> {
@@ -278,8 +283,7 @@ impl View<'_> {
             max_ns: total_ns,
         };
         match left {
-            // Walked as it left.
-            Some(left) if !self.in_storage && left.kernel | left.user != 0 => {
+            Some(left) if self.walked_early => {
                 (time.user, time.kernel) = (left.user, left.kernel);
             }
             _ => {
@@ -440,8 +444,9 @@ pub fn run(args: Args) -> Result<()> {
     knobs.state_mask = args.state.unwrap_or(0);
     knobs.prev_state_given = loader.tracepoint_arguments("sched_switch") >= Some(4);
     args.stack.configure(&mut open)?;
-    let hooks = loader.first_accepted(&open, &[LATE, EARLY])?;
-    if hooks.len() == EARLY.len() {
+    let hooks = if args.early_stacks { EARLY } else { loader.first_accepted(&open, &[LATE, EARLY])? };
+    let walked_early = hooks.len() == EARLY.len();
+    if walked_early {
         // So that those of threads that are away at the end can be read on every kernel.
         loader.without_task_storage();
     }
@@ -455,6 +460,7 @@ pub fn run(args: Args) -> Result<()> {
         stacks: Stacks::traced(),
         begin_ns: 0,
         in_storage,
+        walked_early,
     };
     loaded.run(&Run { duration: args.duration, report: true, ..Run::default() }, &mut view)
 }
