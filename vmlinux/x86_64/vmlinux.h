@@ -2173,6 +2173,10 @@ enum state {
 	Reset = 7,
 };
 
+struct bpf_raw_tracepoint_args {
+	__u64 args[0];
+};
+
 struct simple_xattr_cache {
 	struct rhashtable *ht;
 };
