@@ -34,11 +34,14 @@ pub struct StackArgs {
     /// Stacks that the kernel remembers to have sent; more are sent again each time
     #[arg(long, value_name = "STACKS", default_value_t = 16384, value_parser = clap::value_parser!(u32).range(1..=1 << 24), allow_negative_numbers = true)]
     pub stack_storage_size: u32,
+    /// Bits of a stack's id, to provoke collisions in a test
+    #[arg(long, hide = true, value_name = "BITS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub stack_id_bits: u32,
 }
 
 impl Default for StackArgs {
     fn default() -> Self {
-        Self { perf_max_stack_depth: FRAMES_MAX, stack_storage_size: 16384 }
+        Self { perf_max_stack_depth: FRAMES_MAX, stack_storage_size: 16384, stack_id_bits: 64 }
     }
 }
 
@@ -52,7 +55,9 @@ impl StackArgs {
         if let Some(mut map) = object.maps_mut().find(|map| map.name() == "stacks_seen") {
             map.set_max_entries(self.stack_storage_size)?;
         }
-        Knobs::of(object)?.set("stack_bytes", &(self.perf_max_stack_depth * 8).to_ne_bytes())
+        let knobs = Knobs::of(object)?;
+        knobs.set("stack_id_mask", &(u64::MAX >> (64 - self.stack_id_bits.clamp(1, 64))).to_ne_bytes())?;
+        knobs.set("stack_bytes", &(self.perf_max_stack_depth * 8).to_ne_bytes())
     }
 }
 

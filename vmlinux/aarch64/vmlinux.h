@@ -118,6 +118,7 @@ struct kmem_cache;
 struct kobj_type;
 struct kobj_uevent_env;
 struct kobject;
+struct kprobe;
 struct kset;
 struct linux_binfmt;
 struct list_head;
@@ -267,6 +268,8 @@ struct list_head {
 struct hlist_head {
 	struct hlist_node *first;
 };
+
+typedef __u32 __le32;
 
 struct static_key {
 	atomic_t enabled;
@@ -614,6 +617,8 @@ struct file {
 	};
 	file_ref_t f_ref;
 };
+
+typedef void probes_handler_t(u32, long int, struct pt_regs *);
 
 typedef int __s32;
 
@@ -2308,6 +2313,8 @@ struct perf_event_attr {
 	__u64 config4;
 };
 
+typedef __le32 kprobe_opcode_t;
+
 typedef s32 int32_t;
 
 enum {
@@ -2741,6 +2748,10 @@ enum {
 	BPF_F_USER_BUILD_ID = 2048,
 };
 
+struct arch_probe_insn {
+	probes_handler_t *handler;
+};
+
 struct mount {
 	struct hlist_node mnt_hash;
 	struct mount *mnt_parent;
@@ -2993,10 +3004,20 @@ struct ratelimit_state {
 	long unsigned int begin;
 };
 
+struct arch_specific_insn {
+	struct arch_probe_insn api;
+	kprobe_opcode_t *xol_insn;
+	long unsigned int xol_restore;
+};
+
 struct bpf_perf_event_data {
 	bpf_user_pt_regs_t regs;
 	__u64 sample_period;
 	__u64 addr;
+};
+
+struct bpf_raw_tracepoint_args {
+	__u64 args[0];
 };
 
 struct simple_xattr_cache {
@@ -3170,6 +3191,24 @@ struct key_user {
 	kuid_t uid;
 	int qnkeys;
 	int qnbytes;
+};
+
+typedef int (*kprobe_pre_handler_t)(struct kprobe *, struct pt_regs *);
+
+typedef void (*kprobe_post_handler_t)(struct kprobe *, struct pt_regs *, long unsigned int);
+
+struct kprobe {
+	struct hlist_node hlist;
+	struct list_head list;
+	long unsigned int nmissed;
+	kprobe_opcode_t *addr;
+	const char *symbol_name;
+	unsigned int offset;
+	kprobe_pre_handler_t pre_handler;
+	kprobe_post_handler_t post_handler;
+	kprobe_opcode_t opcode;
+	struct arch_specific_insn ainsn;
+	u32 flags;
 };
 
 struct msi_device_data {
