@@ -16,9 +16,10 @@ use crate::text::Text;
 const FRAMES_MAX: u32 = 127;
 /// STACK_RECORD of stack.bpf.h.
 const RECORD: u64 = 0x8000_736b_6361_7473;
-/// STACK_NONE and STACK_LOST of stack.bpf.h.
+/// STACK_NONE of stack.bpf.h, and below STACK_LOST.
 const NONE: u64 = 0;
-const LOST: u64 = 1;
+/// The id of every stack that could not be walked.
+pub const LOST: u64 = 1;
 /// Frames kept at most, of all stacks together: 64 MiB.
 const HELD_MAX: usize = 8 << 20;
 /// The kernel's own way into a traced program, which stands above the frames of interest.

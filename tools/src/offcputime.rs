@@ -293,9 +293,11 @@ impl View<'_> {
                     module: None,
                     kernel: true,
                 };
-                time.kernel_frames = Some(thread.kernel_stack().into_iter().map(frame).collect());
-                if let Some(address) = thread.user_address().filter(|_| !is_kernel) {
-                    time.user = self.stacks.add_user(thread.pid, address);
+                time.kernel = stack::LOST;
+                time.kernel_frames = thread.kernel_stack().map(|names| names.into_iter().map(frame).collect());
+                if !is_kernel {
+                    let add = |address| self.stacks.add_user(thread.pid, address);
+                    time.user = thread.user_address().map_or(stack::LOST, add);
                 }
             }
         }
