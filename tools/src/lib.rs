@@ -37,6 +37,7 @@ macro_rules! main {
 registry! {
     opensnoop,
     runqlat,
+    tcplife,
 }
 
 #[cfg(test)]
