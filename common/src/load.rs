@@ -290,7 +290,7 @@ impl Loader {
         for mut map in object.maps_mut() {
             let name = map.name().to_string_lossy().into_owned();
             let kind = map.map_type();
-            if kind == MapType::TaskStorage {
+            if matches!(kind, MapType::TaskStorage | MapType::SkStorage) {
                 map.set_autocreate(has_storage).context("map setup")?;
             } else if has_storage && name.ends_with("_hash") {
                 map.set_autocreate(false).context("map setup")?;
@@ -304,7 +304,9 @@ impl Loader {
             }
         }
         let knobs = Knobs::of(object)?;
+        // Tracing programs came to socket storage in the same release as to task storage.
         knobs.set_if_there("use_task_storage", &[u8::from(has_storage)])?;
+        knobs.set_if_there("use_sock_storage", &[u8::from(has_storage)])?;
         knobs.set_if_there("stream_perf", &[u8::from(self.perf)])?;
         knobs.set_if_there("stream_wakeup_bytes", &(u64::from(self.tool.buffer) << 9).to_ne_bytes())?;
         Ok(())

@@ -39,6 +39,7 @@ registry! {
     opensnoop,
     profile,
     runqlat,
+    tcplife,
 }
 
 #[cfg(test)]

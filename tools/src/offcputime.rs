@@ -182,7 +182,7 @@ impl Report for View<'_> {
 
     fn interval(&mut self) -> Result<()> {
         let mut times = self.still_blocked()?;
-        times.extend(self.ended()?);
+        times.extend(self.came_back()?);
         times.sort_by_key(|time| std::cmp::Reverse(time.total_ns));
         self.stacks.resolve(times.iter().flat_map(|time| [time.user, time.kernel]));
         match self.out.format() {
@@ -196,7 +196,7 @@ impl Report for View<'_> {
 
 impl View<'_> {
     /// The times that ended while we traced.
-    fn ended(&self) -> Result<Vec<Time>> {
+    fn came_back(&self) -> Result<Vec<Time>> {
         let times = table::read::<offcputime_key, offcputime_value>(&self.skel.maps.offcputime_times)?;
         let time = |(key, value): (offcputime_key, offcputime_value)| Time {
             pid: key.pid,
