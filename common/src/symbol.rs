@@ -354,6 +354,9 @@ impl Symbols {
 
     /// The vDSO is the same in every process, so ours serves.
     fn look_up_vdso(&mut self, offsets: &[u64]) {
+        if offsets.is_empty() {
+            return;
+        }
         let own = read_mappings(std::process::id());
         let Some(own) = own.iter().find(|mapping| matches!(mapping.backing, Backing::Vdso)) else {
             return;
