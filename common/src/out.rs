@@ -59,6 +59,8 @@ pub enum Cell<'a> {
     Text(Text<'a>),
     /// Our own text.
     Str(&'a str),
+    /// Texts of the traced system: side by side for people, an array in JSON.
+    List(&'a [Text<'a>]),
     /// Text for people, number for machines.
     Shown(String, i64),
     /// The same for a measured value.
@@ -79,6 +81,7 @@ impl Cell<'_> {
             Self::Text(text) => write!(line, "{text}"),
             Self::Str(text) => write!(line, "{text}"),
             Self::Shown(text, _) | Self::Measured(text, _) => write!(line, "{text}"),
+            Self::List(texts) => line.write_all(joined(texts).as_bytes()),
             Self::Flag(text, set) => write!(line, "{}", if *set { text } else { "" }),
             Self::Unknown => write!(line, "-"),
         };
@@ -94,6 +97,10 @@ impl Cell<'_> {
             }
             Self::Text(text) => serde_json::to_writer(line, &text.to_string()).map_err(io::Error::from),
             Self::Str(text) => serde_json::to_writer(line, text).map_err(io::Error::from),
+            Self::List(texts) => {
+                let texts: Vec<String> = texts.iter().map(Text::to_string).collect();
+                serde_json::to_writer(line, &texts).map_err(io::Error::from)
+            }
             Self::Flag(_, set) => write!(line, "{set}"),
             Self::Unknown => write!(line, "null"),
         };
@@ -101,7 +108,7 @@ impl Cell<'_> {
 
     fn csv(&self, line: &mut Vec<u8>) {
         match self {
-            Self::Text(_) | Self::Str(_) => {
+            Self::Text(_) | Self::Str(_) | Self::List(_) => {
                 let mut plain = Vec::new();
                 self.text(&mut plain);
                 if plain.iter().any(|byte| matches!(byte, b',' | b'"')) {
@@ -115,6 +122,11 @@ impl Cell<'_> {
             number => number.json(line),
         }
     }
+}
+
+/// Texts side by side.
+fn joined(texts: &[Text<'_>]) -> String {
+    texts.iter().map(Text::to_string).collect::<Vec<_>>().join(" ")
 }
 
 /// Standard output, written in batches: what one drain or interval produced leaves in one write.

@@ -35,6 +35,7 @@ macro_rules! main {
 }
 
 registry! {
+    execsnoop,
     opensnoop,
     runqlat,
     tcplife,

@@ -36,8 +36,8 @@ pub struct Args {
     /// Only this thread
     #[arg(short, long, value_parser = cli::pid, allow_negative_numbers = true)]
     tid: Option<u32>,
-    /// Only this user id
-    #[arg(short, long)]
+    /// Only this user (id or name)
+    #[arg(short, long, value_parser = cli::user)]
     uid: Option<u32>,
     /// Only processes whose name contains this
     #[arg(short, long)]

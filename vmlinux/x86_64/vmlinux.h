@@ -9,7 +9,9 @@ struct __kernel_timespec;
 struct acpiphp_slot;
 struct address_space;
 struct assoc_array_ptr;
+struct attribute_group;
 struct audit_context;
+struct audit_names;
 struct bio_list;
 struct blk_plug;
 struct bpf_local_storage;
@@ -17,6 +19,8 @@ struct bpf_net_context;
 struct bpf_prog;
 struct bpf_prog_array;
 struct bpf_run_ctx;
+struct bus_dma_region;
+struct bus_type;
 struct callback_head;
 struct capture_control;
 struct cdev;
@@ -27,6 +31,8 @@ struct cgroup_root;
 struct cgroup_rstat_base_cpu;
 struct cgroup_subsys;
 struct cgroup_subsys_state;
+struct class;
+struct cma;
 struct compat_robust_list_head;
 struct completion;
 struct completion_list;
@@ -41,8 +47,21 @@ struct ctl_table_root;
 struct ctl_table_set;
 struct dentry;
 struct dentry_operations;
+struct dev_iommu;
+struct dev_pin_info;
+struct dev_pm_domain;
+struct dev_pm_ops;
+struct dev_pm_qos;
 struct device;
+struct device_dma_parameters;
+struct device_driver;
+struct device_node;
+struct device_physical_location;
+struct device_private;
+struct device_type;
+struct dma_map_ops;
 struct dst_entry;
+struct em_perf_domain;
 struct fasync_struct;
 struct fdtable;
 struct file;
@@ -53,6 +72,8 @@ struct fs_pin;
 struct fs_struct;
 struct fsnotify_mark_connector;
 struct futex_pi_state;
+struct futex_private_hash;
+struct fwnode_handle;
 struct gendisk;
 struct group_info;
 struct hlist_bl_node;
@@ -71,7 +92,10 @@ struct inode;
 struct io_bitmap;
 struct io_context;
 struct io_restriction;
+struct io_tlb_mem;
 struct io_uring_task;
+struct iommu_group;
+struct iommu_mm_data;
 struct ip_mc_socklist;
 struct ip_options;
 struct ip_options_rcu;
@@ -79,6 +103,8 @@ struct ipc_namespace;
 struct ipv6_fl_socklist;
 struct ipv6_pinfo;
 struct ipv6_txoptions;
+struct irq_domain;
+struct irq_work;
 struct jump_entry;
 struct kernel_pkey_params;
 struct kernel_pkey_query;
@@ -95,19 +121,29 @@ struct key_restriction;
 struct key_tag;
 struct key_type;
 struct key_user;
+struct kioctx_table;
 struct kmem_cache;
+struct kobj_type;
+struct kobj_uevent_env;
+struct kobject;
 struct kprobe;
+struct kset;
+struct ldt_struct;
+struct linux_binfmt;
 struct list_head;
 struct llist_node;
 struct mem_cgroup;
 struct mempolicy;
+struct mm_cid_pcpu;
 struct mm_struct;
+struct mmu_notifier_subscriptions;
 struct mnt_idmap;
 struct mnt_namespace;
 struct mnt_pcp;
 struct module;
 struct mount;
 struct mountpoint;
+struct msi_device_data;
 struct mutex;
 struct mutex_waiter;
 struct nameidata;
@@ -131,6 +167,7 @@ struct pid;
 struct pid_namespace;
 struct pidfs_attr;
 struct pipe_inode_info;
+struct pm_subsys_data;
 struct pollfd;
 struct port_buffer;
 struct ports_device;
@@ -198,13 +235,18 @@ struct uprobe_task;
 struct user_namespace;
 struct user_struct;
 struct uts_namespace;
+struct vdso_image;
 struct vfsmount;
 struct virtqueue;
+struct vm_area_struct;
 struct vm_struct;
+struct wake_irq;
 struct wake_q_node;
+struct wakeup_source;
 struct work_struct;
 struct workqueue_struct;
 struct xfrm_policy;
+struct xol_area;
 
 typedef unsigned char __u8;
 
@@ -300,9 +342,15 @@ struct fred_ss {
 	u64 insnlen: 4;
 };
 
+typedef long unsigned int pgdval_t;
+
 struct cpumask {
 	long unsigned int bits[128];
 };
+
+typedef struct {
+	pgdval_t pgd;
+} pgd_t;
 
 typedef struct cpumask cpumask_t;
 
@@ -359,6 +407,12 @@ typedef struct qspinlock arch_spinlock_t;
 
 struct raw_spinlock {
 	arch_spinlock_t raw_lock;
+};
+
+struct futex_unlock_cs_range {
+	long unsigned int start_ip;
+	unsigned int len;
+	unsigned int pop_size32;
 };
 
 enum hrtimer_restart {
@@ -638,10 +692,28 @@ struct rw_semaphore {
 
 typedef short int __s16;
 
+typedef __s16 s16;
+
+typedef unsigned int mm_id_t;
+
+typedef long unsigned int vm_flags_t;
+
+typedef struct {
+	long unsigned int __vma_flags[1];
+} vma_flags_t;
+
 struct rb_node {
 	long unsigned int __rb_parent_color;
 	struct rb_node *rb_right;
 	struct rb_node *rb_left;
+};
+
+struct maple_tree {
+	union {
+		spinlock_t ma_lock;
+	};
+	unsigned int ma_flags;
+	void *ma_root;
 };
 
 struct __call_single_node {
@@ -654,12 +726,96 @@ struct __call_single_node {
 	u16 dst;
 };
 
+struct rcuwait {
+	struct task_struct *task;
+};
+
+struct irq_work {
+	struct __call_single_node node;
+	void (*func)(struct irq_work *);
+	struct rcuwait irqwait;
+};
+
 typedef void (*work_func_t)(struct work_struct *);
 
 struct work_struct {
 	atomic_long_t data;
 	struct list_head entry;
 	work_func_t func;
+};
+
+struct mm_mm_cid {
+	struct mm_cid_pcpu *pcpu;
+	unsigned int mode;
+	unsigned int max_cids;
+	struct irq_work irq_work;
+	struct work_struct work;
+	raw_spinlock_t lock;
+	struct mutex mutex;
+	struct hlist_head user_list;
+	unsigned int nr_cpus_allowed;
+	unsigned int users;
+	unsigned int pcpu_thrs;
+	unsigned int update_deferred;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+};
+
+struct futex_mm_phash {
+	struct mutex lock;
+	struct futex_private_hash *hash;
+	struct futex_private_hash *hash_new;
+	long unsigned int batches;
+	struct callback_head rcu;
+	atomic_long_t atomic;
+	unsigned int *ref;
+};
+
+struct futex_unlock_cs_ranges {
+	struct futex_unlock_cs_range cs_ranges[2];
+};
+
+struct futex_mm_data {
+	struct futex_mm_phash phash;
+	struct futex_unlock_cs_ranges unlock;
+	atomic64_t unique_id;
+};
+
+struct percpu_counter {
+	raw_spinlock_t lock;
+	s64 count;
+	struct list_head list;
+	s32 *counters;
+};
+
+typedef struct {
+	u64 ctx_id;
+	atomic64_t tlb_gen;
+	long unsigned int next_trim_cpumask;
+	struct rw_semaphore ldt_usr_sem;
+	struct ldt_struct *ldt;
+	long unsigned int flags;
+	struct mutex lock;
+	void *vdso;
+	const struct vdso_image *vdso_image;
+	atomic_t perf_rdpmc_allowed;
+	u16 pkey_allocation_map;
+	s16 execute_only_pkey;
+	u16 global_asid;
+	bool asid_transition;
+} mm_context_t;
+
+typedef struct {
+	long unsigned int __mm_flags[1];
+} mm_flags_t;
+
+struct uprobes_state {
+	struct xol_area *xol_area;
 };
 
 struct seqlock {
@@ -807,9 +963,18 @@ typedef struct {
 	long unsigned int sig[1];
 } sigset_t;
 
+struct rlimit {
+	__kernel_ulong_t rlim_cur;
+	__kernel_ulong_t rlim_max;
+};
+
 typedef void percpu_ref_func_t(struct percpu_ref *);
 
 typedef unsigned int gfp_t;
+
+typedef u32 __kernel_dev_t;
+
+typedef __kernel_dev_t dev_t;
 
 struct refcount_struct {
 	atomic_t refs;
@@ -819,6 +984,21 @@ typedef struct refcount_struct refcount_t;
 
 struct kref {
 	refcount_t refcount;
+};
+
+struct kobject {
+	const char *name;
+	struct list_head entry;
+	struct kobject *parent;
+	struct kset *kset;
+	const struct kobj_type *ktype;
+	struct kernfs_node *sd;
+	struct kref kref;
+	unsigned int state_initialized: 1;
+	unsigned int state_in_sysfs: 1;
+	unsigned int state_add_uevent_sent: 1;
+	unsigned int state_remove_uevent_sent: 1;
+	unsigned int uevent_suppress: 1;
 };
 
 struct kernfs_elem_dir {
@@ -879,6 +1059,36 @@ struct ns_common {
 	};
 };
 
+enum dl_dev_state {
+	DL_DEV_NO_DRIVER = 0,
+	DL_DEV_PROBING = 1,
+	DL_DEV_DRIVER_BOUND = 2,
+	DL_DEV_UNBINDING = 3,
+};
+
+struct dev_links_info {
+	struct list_head suppliers;
+	struct list_head consumers;
+	struct list_head defer_sync;
+	enum dl_dev_state status;
+};
+
+struct pm_message {
+	int event;
+};
+
+typedef struct pm_message pm_message_t;
+
+struct swait_queue_head {
+	raw_spinlock_t lock;
+	struct list_head task_list;
+};
+
+struct completion {
+	unsigned int done;
+	struct swait_queue_head wait;
+};
+
 struct rb_node_linked {
 	struct rb_node node;
 	struct rb_node_linked *prev;
@@ -900,6 +1110,155 @@ struct hrtimer {
 	bool is_lazy;
 	ktime_t _softexpires;
 	enum hrtimer_restart (*function)(struct hrtimer *);
+};
+
+enum rpm_request {
+	RPM_REQ_NONE = 0,
+	RPM_REQ_IDLE = 1,
+	RPM_REQ_SUSPEND = 2,
+	RPM_REQ_AUTOSUSPEND = 3,
+	RPM_REQ_RESUME = 4,
+};
+
+enum rpm_status {
+	RPM_INVALID = -1,
+	RPM_ACTIVE = 0,
+	RPM_RESUMING = 1,
+	RPM_SUSPENDED = 2,
+	RPM_SUSPENDING = 3,
+	RPM_BLOCKED = 4,
+};
+
+struct dev_pm_info {
+	pm_message_t power_state;
+	bool can_wakeup: 1;
+	bool async_suspend: 1;
+	bool in_dpm_list: 1;
+	bool is_prepared: 1;
+	bool is_suspended: 1;
+	bool is_noirq_suspended: 1;
+	bool is_late_suspended: 1;
+	bool no_pm: 1;
+	bool early_init: 1;
+	bool direct_complete: 1;
+	u32 driver_flags;
+	spinlock_t lock;
+	struct list_head entry;
+	struct completion completion;
+	struct wakeup_source *wakeup;
+	bool work_in_progress;
+	bool wakeup_path: 1;
+	bool syscore: 1;
+	bool no_pm_callbacks: 1;
+	bool smart_suspend: 1;
+	bool must_resume: 1;
+	bool may_skip_resume: 1;
+	bool out_band_wakeup: 1;
+	bool strict_midlayer: 1;
+	struct hrtimer suspend_timer;
+	u64 timer_expires;
+	struct work_struct work;
+	wait_queue_head_t wait_queue;
+	struct wake_irq *wakeirq;
+	atomic_t usage_count;
+	atomic_t child_count;
+	unsigned int disable_depth: 3;
+	bool idle_notification: 1;
+	bool request_pending: 1;
+	bool deferred_resume: 1;
+	bool needs_force_resume: 1;
+	bool runtime_auto: 1;
+	bool ignore_children: 1;
+	bool no_callbacks: 1;
+	bool irq_safe: 1;
+	bool use_autosuspend: 1;
+	bool timer_autosuspends: 1;
+	bool memalloc_noio: 1;
+	unsigned int links_count;
+	enum rpm_request request;
+	enum rpm_status runtime_status;
+	enum rpm_status last_status;
+	int runtime_error;
+	int autosuspend_delay;
+	u64 last_busy;
+	u64 active_time;
+	u64 suspended_time;
+	u64 accounting_timestamp;
+	struct pm_subsys_data *subsys_data;
+	void (*set_latency_tolerance)(struct device *, s32);
+	struct dev_pm_qos *qos;
+	bool detach_power_off: 1;
+};
+
+struct dev_msi_info {
+	struct irq_domain *domain;
+	struct msi_device_data *data;
+};
+
+struct dev_archdata {};
+
+enum device_removable {
+	DEVICE_REMOVABLE_NOT_SUPPORTED = 0,
+	DEVICE_REMOVABLE_UNKNOWN = 1,
+	DEVICE_FIXED = 2,
+	DEVICE_REMOVABLE = 3,
+};
+
+struct device {
+	struct kobject kobj;
+	struct device *parent;
+	struct device_private *p;
+	const char *init_name;
+	const struct device_type *type;
+	const struct bus_type *bus;
+	struct device_driver *driver;
+	void *platform_data;
+	void *driver_data;
+	struct {
+		const char *name;
+		spinlock_t lock;
+	} driver_override;
+	struct mutex mutex;
+	struct dev_links_info links;
+	struct dev_pm_info power;
+	struct dev_pm_domain *pm_domain;
+	struct em_perf_domain *em_pd;
+	struct dev_pin_info *pins;
+	struct dev_msi_info msi;
+	const struct dma_map_ops *dma_ops;
+	u64 *dma_mask;
+	u64 coherent_dma_mask;
+	u64 bus_dma_limit;
+	const struct bus_dma_region *dma_range_map;
+	struct device_dma_parameters *dma_parms;
+	struct list_head dma_pools;
+	struct cma *cma_area;
+	struct io_tlb_mem *dma_io_tlb_mem;
+	struct dev_archdata archdata;
+	struct device_node *of_node;
+	struct fwnode_handle *fwnode;
+	int numa_node;
+	dev_t devt;
+	u32 id;
+	spinlock_t devres_lock;
+	struct list_head devres_head;
+	const struct class *class;
+	const struct attribute_group **groups;
+	void (*release)(struct device *);
+	struct iommu_group *iommu_group;
+	struct dev_iommu *iommu;
+	struct device_physical_location *physical_location;
+	enum device_removable removable;
+	long unsigned int flags[1];
+};
+
+struct device_type {
+	const char *name;
+	const struct attribute_group **groups;
+	int (*uevent)(const struct device *, struct kobj_uevent_env *);
+	char * (*devnode)(const struct device *, umode_t *, kuid_t *, kgid_t *);
+	void (*release)(struct device *);
+	const struct dev_pm_ops *pm;
 };
 
 struct timer_list {
@@ -2306,6 +2665,104 @@ struct pt_regs {
 	};
 };
 
+struct mm_struct {
+	struct {
+		struct {
+			atomic_t mm_count;
+			long: 64;
+			long: 64;
+			long: 64;
+			long: 64;
+			long: 64;
+			long: 64;
+			long: 64;
+		};
+		struct maple_tree mm_mt;
+		long unsigned int mmap_base;
+		long unsigned int mmap_legacy_base;
+		long unsigned int mmap_compat_base;
+		long unsigned int mmap_compat_legacy_base;
+		long unsigned int task_size;
+		pgd_t *pgd;
+		atomic_t membarrier_state;
+		atomic_t mm_users;
+		long: 64;
+		long: 64;
+		long: 64;
+		long: 64;
+		long: 64;
+		long: 64;
+		long: 64;
+		struct mm_mm_cid mm_cid;
+		struct sched_cache_group *sched_cache_grp;
+		atomic_long_t pgtables_bytes;
+		int map_count;
+		spinlock_t page_table_lock;
+		struct rw_semaphore mmap_lock;
+		struct list_head mmlist;
+		struct rcuwait vma_writer_wait;
+		seqcount_t mm_lock_seq;
+		struct futex_mm_data futex;
+		long unsigned int hiwater_rss;
+		long unsigned int hiwater_vm;
+		long unsigned int total_vm;
+		long unsigned int locked_vm;
+		atomic64_t pinned_vm;
+		long unsigned int data_vm;
+		long unsigned int exec_vm;
+		long unsigned int stack_vm;
+		union {
+			vm_flags_t def_flags;
+			vma_flags_t def_vma_flags;
+		};
+		seqcount_t write_protect_seq;
+		spinlock_t arg_lock;
+		long unsigned int start_code;
+		long unsigned int end_code;
+		long unsigned int start_data;
+		long unsigned int end_data;
+		long unsigned int start_brk;
+		long unsigned int brk;
+		long unsigned int start_stack;
+		long unsigned int arg_start;
+		long unsigned int arg_end;
+		long unsigned int env_start;
+		long unsigned int env_end;
+		long unsigned int saved_auxv[56];
+		struct percpu_counter rss_stat[4];
+		struct linux_binfmt *binfmt;
+		mm_context_t context;
+		mm_flags_t flags;
+		spinlock_t ioctx_lock;
+		struct kioctx_table *ioctx_table;
+		struct task_struct *owner;
+		struct file *exe_file;
+		struct mmu_notifier_subscriptions *notifier_subscriptions;
+		long unsigned int numa_next_scan;
+		long unsigned int numa_scan_offset;
+		int numa_scan_seq;
+		atomic_t tlb_flush_pending;
+		atomic_t tlb_flush_batched;
+		struct uprobes_state uprobes_state;
+		atomic_long_t hugetlb_usage;
+		struct work_struct async_put_work;
+		struct iommu_mm_data *iommu_mm;
+		long unsigned int ksm_merging_pages;
+		long unsigned int ksm_rmap_items;
+		atomic_long_t ksm_zero_pages;
+		struct {
+			struct list_head list;
+			long unsigned int bitmap;
+			struct mem_cgroup *memcg;
+		} lru_gen;
+		mm_id_t mm_id;
+		long: 64;
+		long: 64;
+		long: 64;
+	};
+	char flexible_array[0];
+};
+
 typedef u32 uint32_t;
 
 struct kernel_siginfo {
@@ -2467,6 +2924,11 @@ struct cgroup {
 		};
 	};
 	long: 64;
+};
+
+struct msi_dev_domain {
+	struct xarray store;
+	struct irq_domain *domain;
 };
 
 typedef s32 int32_t;
@@ -2638,6 +3100,38 @@ struct flowi {
 		struct flowi4 ip4;
 		struct flowi6 ip6;
 	} u;
+};
+
+struct linux_binprm {
+	struct vm_area_struct *vma;
+	long unsigned int vma_pages;
+	long unsigned int argmin;
+	struct mm_struct *mm;
+	struct mm_struct *old_mm;
+	struct user_namespace *user_ns;
+	long unsigned int p;
+	unsigned int have_execfd: 1;
+	unsigned int execfd_creds: 1;
+	unsigned int secureexec: 1;
+	unsigned int point_of_no_return: 1;
+	unsigned int comm_from_dentry: 1;
+	unsigned int is_check: 1;
+	struct file *executable;
+	struct file *interpreter;
+	struct file *file;
+	struct cred *cred;
+	int unsafe;
+	unsigned int per_clear;
+	int argc;
+	int envc;
+	const char *filename;
+	const char *interp;
+	const char *fdpath;
+	unsigned int interp_flags;
+	int execfd;
+	long unsigned int exec;
+	struct rlimit rlim_stack;
+	char buf[256];
 };
 
 struct mount {
@@ -3272,6 +3766,12 @@ enum sock_flags {
 	SOCK_TIMESTAMPING_ANY = 29,
 };
 
+struct __filename_head {
+	const char *name;
+	int refcnt;
+	struct audit_names *aname;
+};
+
 struct arch_specific_insn {
 	kprobe_opcode_t *insn;
 	unsigned int boostable: 1;
@@ -3323,6 +3823,12 @@ struct console___2 {
 	u32 vtermno;
 };
 
+struct cpu {
+	int node_id;
+	int hotpluggable;
+	struct device dev;
+};
+
 struct css_set {
 	struct cgroup_subsys_state *subsys[14];
 	refcount_t refcount;
@@ -3359,6 +3865,11 @@ enum fbq_type {
 	regular = 0,
 	remote = 1,
 	all = 2,
+};
+
+struct filename {
+	struct __filename_head;
+	const char iname[168];
 };
 
 struct fs_struct {
@@ -3409,6 +3920,13 @@ struct kprobe {
 struct once {
 	atomic_t state;
 	struct mutex lock;
+};
+
+struct msi_device_data {
+	long unsigned int properties;
+	struct mutex mutex;
+	struct msi_dev_domain __domains[1];
+	long unsigned int __iter_idx;
 };
 
 struct nsproxy {
