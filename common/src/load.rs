@@ -41,7 +41,7 @@ const RUNGS: [(Rung, &str); 7] = [
 ];
 
 /// A hook of a tool.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Hook {
     name: &'static str,
     optional: bool,
@@ -140,6 +140,11 @@ impl Loader {
     /// Whether tasks can carry BPF state on this kernel.
     pub fn has_task_storage(&self) -> bool {
         self.has_task_storage
+    }
+
+    /// The kernel's types.
+    pub fn btf(&self) -> &Btf {
+        &self.btf
     }
 
     /// Open a skeleton in `storage`.

@@ -1,2 +1,1 @@
 //! What the live tests share.
-
