@@ -35,6 +35,7 @@ struct opensnoop_record {
 	struct opensnoop_event event;
 	char text[2 * PATH_MAX];
 	char slack[NAME_MAX + 1];
+	struct path_walk walk;
 };
 SCRATCH(opensnoop_record);
 
@@ -107,12 +108,10 @@ TRACEPOINT_HOOK(opensnoop_exit, sys_exit, struct pt_regs *regs, long ret)
 		len = 0;
 	}
 	used = len;
-	if (full_path && len > 0 && record->text[0] != '/') {
-		struct path base = {};
-
-		path_base(dirfd, &base);
-		if (base.dentry)
-			used = path_components(&base, record->text, 2 * PATH_MAX, used);
+	if (full_path && len > 0 && record->text[0] != '/' && path_walk_from(&record->walk, dirfd)) {
+		record->walk.used = len;
+		path_walk_up(&record->walk, record->text, 2 * PATH_MAX);
+		used = record->walk.used;
 	}
 	record->event.path_size = len;
 	record->event.directory_size = used - len;

@@ -10,66 +10,73 @@
 #define PATH_DEPTH_MAX 48
 #define AT_FDCWD       (-100)
 
-/* The directory that a relative path of current starts from. */
-static __always_inline void path_base(s32 dirfd, struct path *base)
+/*
+ * Where a walk has come to. It must lie in map memory: what is there the verifier does not follow, so that the steps
+ * of the walk look the same to it.
+ */
+struct path_walk {
+	struct dentry *dentry;
+	struct vfsmount *vfsmount;
+	struct dentry *root_dentry;
+	struct vfsmount *root_vfsmount;
+	u64 used;
+};
+
+/* Begin a walk at the directory that a relative path of current starts from; false where there is none. */
+static __always_inline bool path_walk_from(struct path_walk *walk, s32 dirfd)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
+	struct fs_struct *fs = BPF_CORE_READ(task, fs);
 
+	walk->root_dentry = BPF_CORE_READ(fs, root.dentry);
+	walk->root_vfsmount = BPF_CORE_READ(fs, root.mnt);
 	if (dirfd == AT_FDCWD) {
-		struct fs_struct *fs = BPF_CORE_READ(task, fs);
-
-		bpf_core_read(base, sizeof(*base), &fs->pwd);
+		walk->dentry = BPF_CORE_READ(fs, pwd.dentry);
+		walk->vfsmount = BPF_CORE_READ(fs, pwd.mnt);
 	} else {
 		struct fdtable *table = BPF_CORE_READ(task, files, fdt);
 		struct file **slots = BPF_CORE_READ(table, fd), *file = NULL;
 
 		if (dirfd < 0 || (u32)dirfd >= BPF_CORE_READ(table, max_fds))
-			return;
+			return false;
 		bpf_probe_read_kernel(&file, sizeof(file), &slots[dirfd]);
-		if (file)
-			bpf_core_read(base, sizeof(*base), &file->f_path);
+		walk->dentry = BPF_CORE_READ(file, f_path.dentry);
+		walk->vfsmount = BPF_CORE_READ(file, f_path.mnt);
 	}
+	return walk->dentry && walk->vfsmount;
 }
 
 /*
- * Write the names of `path`, leaf first, each with its NUL, to `buffer` of `size` bytes from `used` on; returns where
- * they end. `size` must be a power of two that leaves room for one more name.
+ * Write the names from the leaf up, each with its NUL, to `buffer` from walk->used on, which ends where they end. The
+ * buffer has `size` bytes, a power of two, and NAME_MAX + 1 more behind them.
  */
-static __always_inline u32 path_components(struct path *path, char *buffer, u32 size, u32 used)
+static __always_inline void path_walk_up(struct path_walk *walk, char *buffer, u32 size)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct dentry *dentry = path->dentry, *root_dentry = BPF_CORE_READ(task, fs, root.dentry);
-	struct vfsmount *vfsmount = path->mnt, *root_mnt = BPF_CORE_READ(task, fs, root.mnt);
-	struct mount *mount = (void *)vfsmount - bpf_core_field_offset(struct mount, mnt);
-
 	for (int i = 0; i < PATH_DEPTH_MAX; i++) {
-		struct dentry *parent;
+		struct dentry *dentry = walk->dentry, *parent = BPF_CORE_READ(dentry, d_parent);
+		struct vfsmount *vfsmount = walk->vfsmount;
+		u64 used = walk->used;
 		long len;
 
-		if (dentry == root_dentry && vfsmount == root_mnt)
-			return used;
-		if (dentry == BPF_CORE_READ(vfsmount, mnt_root)) {
+		if (dentry == walk->root_dentry && vfsmount == walk->root_vfsmount)
+			return;
+		if (dentry == BPF_CORE_READ(vfsmount, mnt_root) || dentry == parent) {
+			struct mount *mount = (void *)vfsmount - bpf_core_field_offset(struct mount, mnt);
 			struct mount *above = BPF_CORE_READ(mount, mnt_parent);
 
 			if (above == mount)
-				return used;
-			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
-			mount = above;
-			vfsmount = (void *)mount + bpf_core_field_offset(struct mount, mnt);
+				return;
+			walk->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+			walk->vfsmount = (void *)above + bpf_core_field_offset(struct mount, mnt);
 			continue;
 		}
-		parent = BPF_CORE_READ(dentry, d_parent);
-		if (parent == dentry)
-			return used;
-		if (used >= size - NAME_MAX - 1)
+		if (used >= size)
 			break;
-		len = bpf_probe_read_kernel_str(buffer + (used & (size - 1)), NAME_MAX + 1,
-						BPF_CORE_READ(dentry, d_name.name));
+		len = bpf_probe_read_kernel_str(buffer + used, NAME_MAX + 1, BPF_CORE_READ(dentry, d_name.name));
 		if (len <= 0)
 			break;
-		used += len;
-		dentry = parent;
+		walk->used = used + len;
+		walk->dentry = parent;
 	}
 	count_lost(LOST_STRING);
-	return used;
 }

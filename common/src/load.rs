@@ -4,7 +4,7 @@
 //! is loaded. A program called exactly as the hook has no rungs (perf events, uprobes) and is attached by its tool.
 
 use std::cell::RefCell;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::mem::{MaybeUninit, size_of};
 use std::path::Path;
 use std::sync::Mutex;
@@ -14,7 +14,7 @@ use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapType, OpenObject, PrintLevel};
 
 use crate::cli::{Tool, Transport};
-use crate::fault::unsupported;
+use crate::fault::{unsupported, usage};
 use crate::kernel::{self, Btf};
 use crate::target::Target;
 
@@ -162,7 +162,17 @@ impl Loader {
             btf_custom_path: custom.as_ref().map_or(std::ptr::null(), |path| path.as_ptr()),
             ..Default::default()
         };
-        builder.open_opts(options, storage).context("cannot open the BPF object")
+        let open = builder.open_opts(options, storage).context("cannot open the BPF object")?;
+        if let Some(forced) = &self.tool.hook {
+            let names =
+                |name: &OsStr| name.to_str().and_then(|name| name.split_once("__")).map(|(hook, _)| hook == forced);
+            let is_hook = open.open_object().progs().any(|program| names(program.name()) == Some(true));
+            if !is_hook && RUNGS.iter().all(|(_, rung)| rung != forced) {
+                let rungs = RUNGS.map(|(_, rung)| rung).join(", ");
+                return Err(usage(format!("--hook {forced} is not a rung ({rungs}) or a hook of this tool")));
+            }
+        }
+        Ok(open)
     }
 
     /// Load the programs of `hooks`, filtered to `target`.

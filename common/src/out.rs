@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::cli::Format;
 use crate::lost::Lost;
@@ -82,25 +82,34 @@ impl Cell<'_> {
         };
     }
 
-    fn json(&self) -> Value {
-        match self {
-            Self::Uint(value) => json!(value),
-            Self::Int(value) | Self::Shown(_, value) => json!(value),
-            Self::Float(value, _) => json!(value),
-            Self::Text(text) => json!(text.to_string()),
-            Self::Str(text) => json!(text),
-            Self::Flag(_, set) => json!(set),
-            Self::Unknown => Value::Null,
-        }
+    fn json(&self, line: &mut Vec<u8>) {
+        // Writing a number or a string into memory cannot fail.
+        let _ = match self {
+            Self::Uint(value) => write!(line, "{value}"),
+            Self::Int(value) | Self::Shown(_, value) => write!(line, "{value}"),
+            Self::Float(value, _) => serde_json::to_writer(line, value).map_err(io::Error::from),
+            Self::Text(text) => serde_json::to_writer(line, &text.to_string()).map_err(io::Error::from),
+            Self::Str(text) => serde_json::to_writer(line, text).map_err(io::Error::from),
+            Self::Flag(_, set) => write!(line, "{set}"),
+            Self::Unknown => write!(line, "null"),
+        };
     }
 
-    fn csv(&self) -> String {
-        let plain = match self.json() {
-            Value::String(text) => text,
-            Value::Null => String::new(),
-            other => other.to_string(),
-        };
-        if plain.contains([',', '"']) { format!("\"{}\"", plain.replace('"', "\"\"")) } else { plain }
+    fn csv(&self, line: &mut Vec<u8>) {
+        match self {
+            Self::Text(_) | Self::Str(_) => {
+                let mut plain = Vec::new();
+                self.text(&mut plain);
+                if plain.iter().any(|byte| matches!(byte, b',' | b'"')) {
+                    let quoted = String::from_utf8_lossy(&plain).replace('"', "\"\"");
+                    line.extend_from_slice(format!("\"{quoted}\"").as_bytes());
+                } else {
+                    line.append(&mut plain);
+                }
+            }
+            Self::Unknown => {}
+            number => number.json(line),
+        }
     }
 }
 
@@ -230,17 +239,20 @@ impl Rows {
                 out.pending.append(&mut self.line);
             }
             Format::Json => {
-                let object: Map<String, Value> = self
-                    .columns
-                    .iter()
-                    .zip(cells)
-                    .map(|((column, _), cell)| (column.key.to_owned(), cell.json()))
-                    .collect();
-                out.json(&Value::Object(object));
+                for (index, ((column, _), cell)) in self.columns.iter().zip(cells).enumerate() {
+                    out.text(if index == 0 { "{\"" } else { ",\"" });
+                    out.text(column.key);
+                    out.text("\":");
+                    cell.json(&mut out.pending);
+                }
+                out.text("}\n");
             }
             Format::Csv => {
-                let fields: Vec<String> = cells.iter().map(Cell::csv).collect();
-                out.text(fields.join(",") + "\n");
+                for (index, cell) in cells.iter().enumerate() {
+                    out.text(if index == 0 { "" } else { "," });
+                    cell.csv(&mut out.pending);
+                }
+                out.text("\n");
             }
         }
         out.flush_if_full()

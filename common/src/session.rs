@@ -1,7 +1,9 @@
 //! The engine that runs every tool: attach, wait for whatever comes first, stop at once, drain, report what was lost.
 
 use std::cell::RefCell;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -116,7 +118,6 @@ struct Sink<'a> {
     report: &'a mut dyn Report,
     error: Option<anyhow::Error>,
     events: u64,
-    lost: u64,
 }
 
 impl Sink<'_> {
@@ -175,7 +176,7 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         attach: impl FnOnce(&S) -> Result<Vec<Link>>,
     ) -> Result<()> {
         let signals = block_signals()?;
-        let sink = RefCell::new(Sink { report, error: None, events: 0, lost: 0 });
+        let sink = RefCell::new(Sink { report, error: None, events: 0 });
         let events = self.skel.object().maps().find(|map| map.name() == "events" && is_stream(map));
         let stream = events.as_ref().map(|map| self.stream(map, &sink)).transpose()?;
         let waiter = Waiter::new(&signals, run, stream.as_ref(), until)?;
@@ -218,9 +219,7 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         if run.report && run.count != Some(reports) {
             sink.report.interval()?;
         }
-        let mut lost = Lost::read(self.skel.object());
-        lost.events += sink.lost;
-        sink.report.out().lost(&lost);
+        sink.report.out().lost(&Lost::read(self.skel.object()));
         sink.report.out().flush()
     }
 
@@ -234,7 +233,6 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
                         sink.borrow_mut().event(record);
                     }
                 })
-                .lost_cb(|_, count| sink.borrow_mut().lost += count)
                 .build()
                 .context("cannot make the event buffer")?;
             return Ok(Stream::Perf(buffer));
@@ -246,9 +244,9 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
 
     fn tell_ready(&self) -> Result<()> {
         if let Some(fd) = self.tool.ready_fd {
-            // SAFETY: the caller of the tool passed this descriptor to be written to.
-            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-            nix::unistd::write(fd, b"ready\n").context("cannot write to --ready-fd")?;
+            // SAFETY: the caller of the tool handed this descriptor over; it is closed after the line.
+            let mut pipe = unsafe { File::from_raw_fd(fd) };
+            pipe.write_all(b"ready\n").context("cannot write to --ready-fd")?;
         }
         Ok(())
     }

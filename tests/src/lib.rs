@@ -1,1 +1,389 @@
+<<<<<<< HEAD
 //! What the live tests share.
+=======
+//! What the live tests share: a tool that is started and known to be attached, its output as records, workloads with
+//! a known truth, and the difference between a test that failed and one that this kernel cannot run.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Completion, Trial};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// How long anything may take that should take an instant: a backstop sized for an emulated machine, not an estimate.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why a test ended early.
+#[derive(Debug)]
+pub enum Stop {
+    /// This kernel cannot do it; the test is reported as ignored, with this reason.
+    Skip(String),
+    /// It does not do what it should.
+    Fail(String),
+}
+
+impl<E: Display> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Fail(error.to_string())
+    }
+}
+
+/// What a test returns.
+pub type Outcome<T = ()> = Result<T, Stop>;
+
+/// Fail the test, with a message, unless a condition holds.
+#[macro_export]
+macro_rules! check {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err($crate::Stop::Fail(format!("{}: {}", stringify!($condition), format!($($message)+))));
+        }
+    };
+}
+
+/// Fail the test unless two values are equal.
+#[macro_export]
+macro_rules! check_eq {
+    ($left:expr, $right:expr $(, $($message:tt)+)?) => {{
+        let (left, right) = (&$left, &$right);
+        if left != right {
+            let message = String::new() $(+ ": " + &format!($($message)+))?;
+            return Err($crate::Stop::Fail(format!(
+                "{} is {left:?}, not {right:?} ({}){message}", stringify!($left), stringify!($right)
+            )));
+        }
+    }};
+}
+
+/// A live test for the runner.
+pub fn live(name: impl Into<String>, test: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
+    Trial::ignorable_test(name, move || match test() {
+        Ok(()) => Ok(Completion::Completed),
+        Err(Stop::Skip(reason)) => Ok(Completion::ignored_with(reason)),
+        Err(Stop::Fail(message)) => Err(message.into()),
+    })
+}
+
+/// The live tests `module::test` of one tool, named after both.
+#[macro_export]
+macro_rules! live_tests {
+    ($($test:ident),+ $(,)?) => {
+        /// The tests of this module.
+        pub fn tests() -> Vec<libtest_mimic::Trial> {
+            let module = module_path!().rsplit("::").next().unwrap_or_default();
+            vec![$($crate::live(format!("{module}::{}", stringify!($test)), $test)),+]
+        }
+    };
+}
+
+/// The path of a compiled program of `tests/workloads`.
+pub fn workload(name: &str) -> PathBuf {
+    Path::new(env!("WORKLOADS")).join(name)
+}
+
+/// Where the tools' binaries are: $CORESCOPE_BIN, or beside this test's own.
+pub fn binary(tool: &str) -> PathBuf {
+    let beside = || std::env::current_exe().ok().and_then(|path| Some(path.parent()?.parent()?.to_owned()));
+    let dir = std::env::var_os("CORESCOPE_BIN").map(PathBuf::from).or_else(beside).unwrap_or_default();
+    dir.join(tool)
+}
+
+/// A tool about to be run.
+pub struct Tool {
+    name: String,
+    args: Vec<OsString>,
+    unprivileged: bool,
+}
+
+impl Tool {
+    /// The tool of this name, without arguments.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), args: Vec::new(), unprivileged: false }
+    }
+
+    /// Add arguments, split at white space.
+    pub fn args(mut self, args: &str) -> Self {
+        self.args.extend(args.split_whitespace().map(OsString::from));
+        self
+    }
+
+    /// Add one argument as it is.
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Run it as an unprivileged user.
+    pub fn unprivileged(mut self) -> Self {
+        self.unprivileged = true;
+        self
+    }
+
+    /// Start it and wait until everything is attached.
+    pub fn start(mut self) -> Outcome<Running> {
+        let (ready, writer) = nix::unistd::pipe()?;
+        // First, because the last ones may be a command with options of its own.
+        self.args.splice(..0, ["--ready-fd".into(), writer.as_raw_fd().to_string().into()]);
+        let running = self.spawn()?;
+        drop(writer);
+        let mut line = String::new();
+        std::fs::File::from(ready).read_to_string(&mut line).ok();
+        if line.is_empty() {
+            return Err(running.wait()?.why());
+        }
+        Ok(running)
+    }
+
+    /// Run it until it ends by itself.
+    pub fn run(self) -> Outcome<Finished> {
+        self.spawn()?.wait()
+    }
+
+    fn spawn(self) -> Outcome<Running> {
+        let mut command = Command::new(binary(&self.name));
+        command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if self.unprivileged {
+            // 65534 is `nobody` on every distribution.
+            command.uid(65534).gid(65534);
+        }
+        let mut child = command.spawn().map_err(|error| format!("cannot run {}: {error}", self.name))?;
+        let collect = |mut pipe: Box<dyn Read + Send>| {
+            let text = Arc::new(Mutex::new(Vec::new()));
+            let sink = Arc::clone(&text);
+            let thread = std::thread::spawn(move || {
+                let mut chunk = [0; 64 << 10];
+                while let Ok(size @ 1..) = pipe.read(&mut chunk) {
+                    if let Ok(mut sink) = sink.lock() {
+                        sink.extend_from_slice(&chunk[..size]);
+                    }
+                }
+            });
+            Collected { text, thread }
+        };
+        let stdout = collect(Box::new(child.stdout.take().ok_or("no stdout")?));
+        let stderr = collect(Box::new(child.stderr.take().ok_or("no stderr")?));
+        Ok(Running { child: Some(child), stdout: Some(stdout), stderr: Some(stderr) })
+    }
+}
+
+struct Collected {
+    text: Arc<Mutex<Vec<u8>>>,
+    thread: JoinHandle<()>,
+}
+
+impl Collected {
+    fn now(&self) -> String {
+        self.text.lock().map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
+    }
+
+    fn finish(self) -> String {
+        let text = Arc::clone(&self.text);
+        // The reader cannot panic, and what it has read counts in any case.
+        let _ = self.thread.join();
+        text.lock().map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
+    }
+}
+
+/// A tool that runs. Dropped, it is killed.
+pub struct Running {
+    child: Option<Child>,
+    stdout: Option<Collected>,
+    stderr: Option<Collected>,
+}
+
+impl Running {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// What it has written so far.
+    pub fn stdout(&self) -> String {
+        self.stdout.as_ref().map(Collected::now).unwrap_or_default()
+    }
+
+    /// Wait until its output satisfies `done`.
+    pub fn wait_for(&self, done: impl Fn(&str) -> bool) -> Outcome {
+        wait_until(|| done(&self.stdout())).map_err(|_| format!("not in time; output: {}", self.stdout()).into())
+    }
+
+    /// Send a signal.
+    pub fn signal(&self, signal: Signal) -> Outcome {
+        Ok(kill(Pid::from_raw(self.pid() as i32), signal)?)
+    }
+
+    /// End it as Ctrl-C does, and take what it wrote.
+    pub fn stop(self) -> Outcome<Finished> {
+        self.signal(Signal::SIGINT)?;
+        self.wait()
+    }
+
+    /// Wait until it ends by itself.
+    pub fn wait(mut self) -> Outcome<Finished> {
+        let mut child = self.child.take().ok_or("already waited for")?;
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if Instant::now() > deadline {
+                child.kill()?;
+                return Err("did not end in time".into());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        Ok(Finished {
+            status,
+            stdout: self.stdout.take().map(Collected::finish).unwrap_or_default(),
+            stderr: self.stderr.take().map(Collected::finish).unwrap_or_default(),
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A tool that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// All of its standard output.
+    pub stdout: String,
+    /// All of its standard error.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// The reason for a tool that could not do its work: skip where the kernel cannot, failure otherwise.
+    pub fn why(&self) -> Stop {
+        match self.status.code() {
+            Some(3) => Stop::Skip(self.stderr.trim().to_owned()),
+            _ => Stop::Fail(format!("{}: {}", self.status, self.stderr.trim())),
+        }
+    }
+
+    /// Insist that it ended well and lost nothing.
+    pub fn clean(self) -> Outcome<Self> {
+        if !self.status.success() {
+            return Err(self.why());
+        }
+        check!(self.stderr.is_empty(), "unexpected words on stderr: {}", self.stderr);
+        Ok(self)
+    }
+
+    /// Its JSON lines, without the closing record of losses.
+    pub fn records(&self) -> Outcome<Vec<Value>> {
+        let parse = |line: &str| serde_json::from_str(line).map_err(|error| format!("{error} in {line:?}").into());
+        let mut records: Vec<Value> = self.stdout.lines().map(parse).collect::<Outcome<_>>()?;
+        records.retain(|record| record.get("lost").is_none());
+        Ok(records)
+    }
+
+    /// How much of one kind its closing record says was lost.
+    pub fn lost(&self, kind: &str) -> Outcome<u64> {
+        let last: Value = serde_json::from_str(self.stdout.lines().last().unwrap_or_default())?;
+        last["lost"][kind].as_u64().ok_or_else(|| format!("no count of lost {kind} in {last}").into())
+    }
+}
+
+/// Wait until a condition holds, at most [`PATIENCE`].
+pub fn wait_until(done: impl Fn() -> bool) -> Outcome {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        check!(Instant::now() < deadline, "waited too long");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// The ids of all BPF programs now loaded.
+pub fn loaded_programs() -> Vec<u32> {
+    let (mut id, mut ids) = (0, Vec::new());
+    // SAFETY: the kernel writes the next id to a valid integer, and says when there is none.
+    while unsafe { libbpf_sys::bpf_prog_get_next_id(id, &raw mut id) } == 0 {
+        ids.push(id);
+    }
+    ids
+}
+
+/// A running program that is killed when dropped.
+pub struct Guard(pub Child);
+
+impl Guard {
+    /// Start a workload of `tests/workloads`.
+    pub fn workload(name: &str, args: &[&str]) -> Outcome<Self> {
+        let child = Command::new(workload(name)).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        Ok(Self(child))
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Where the cgroup v2 hierarchy is mounted.
+pub fn cgroup2_root() -> Outcome<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let point = mounts.lines().filter(|line| line.contains(" - cgroup2 ")).find_map(|line| line.split(' ').nth(4));
+    point.map(PathBuf::from).ok_or_else(|| Stop::Skip("cgroup v2 is not mounted".into()))
+}
+
+/// A cgroup made for a test, removed again when dropped (its processes go to the parent).
+pub struct Cgroup {
+    /// Its directory.
+    pub path: PathBuf,
+}
+
+impl Cgroup {
+    /// Make `corescope-test-NAME` below `parent`.
+    pub fn make(parent: &Path, name: &str) -> Outcome<Self> {
+        let path = parent.join(format!("corescope-test-{name}"));
+        if let Err(error) = std::fs::create_dir(&path)
+            && error.kind() != std::io::ErrorKind::AlreadyExists
+        {
+            return Err(Stop::Skip(format!("cannot make a cgroup: {error}")));
+        }
+        Ok(Self { path })
+    }
+
+    /// Move a process into it.
+    pub fn add(&self, pid: u32) -> Outcome {
+        Ok(std::fs::write(self.path.join("cgroup.procs"), pid.to_string())?)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let members = std::fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+        for pid in members.lines() {
+            let _ = std::fs::write(self.path.join("../cgroup.procs"), pid);
+        }
+        let _ = std::fs::remove_dir(&self.path);
+    }
+}
+>>>>>>> main

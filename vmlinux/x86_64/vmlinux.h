@@ -88,7 +88,6 @@ struct hlist_node;
 struct hotplug_slot_ops;
 struct hrtimer;
 struct hrtimer_clock_base;
-struct hrtimer_cpu_base;
 struct inode;
 struct io_bitmap;
 struct io_comp_batch;
@@ -821,32 +820,6 @@ struct dentry {
 struct upid {
 	int nr;
 	struct pid_namespace *ns;
-};
-
-struct seqcount_raw_spinlock {
-	seqcount_t seqcount;
-};
-
-typedef struct seqcount_raw_spinlock seqcount_raw_spinlock_t;
-
-struct rb_root_linked {
-	struct rb_root rb_root;
-	struct rb_node_linked *rb_leftmost;
-};
-
-struct timerqueue_linked_head {
-	struct rb_root_linked rb_root;
-};
-
-struct hrtimer_clock_base {
-	struct hrtimer_cpu_base *cpu_base;
-	const unsigned int index;
-	const clockid_t clockid;
-	seqcount_raw_spinlock_t seq;
-	ktime_t expires_next;
-	struct hrtimer *running;
-	struct timerqueue_linked_head active;
-	ktime_t offset;
 };
 
 typedef struct {
@@ -2753,6 +2726,10 @@ struct blkcg_gq {
 	u64 last_delay;
 	int last_use;
 	struct callback_head callback_head;
+};
+
+struct bpf_raw_tracepoint_args {
+	__u64 args[0];
 };
 
 struct simple_xattr_cache {
