@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-//! What the live tests share.
-=======
 //! What the live tests share: a tool that is started and known to be attached, its output as records, workloads with
 //! a known truth, and the difference between a test that failed and one that this kernel cannot run.
 
@@ -386,4 +383,3 @@ impl Drop for Cgroup {
         let _ = std::fs::remove_dir(&self.path);
     }
 }
->>>>>>> main
