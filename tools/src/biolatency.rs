@@ -41,8 +41,8 @@ pub struct Args {
     #[arg(short = 'F', long, alias = "flag")]
     flags: bool,
     /// Only this disk, or the disk of this partition; --disk without a name is the same as -D
-    #[arg(short, long, value_name = "DISK", num_args = 0..=1, default_missing_value = "")]
-    disk: Option<String>,
+    #[arg(short, long, value_name = "DISK")]
+    disk: Option<Option<String>>,
     /// Only I/O of tasks in this cgroup or below: submitted by them, or charged to it
     #[arg(short, long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
@@ -119,11 +119,8 @@ const OWNED_BEFORE_6_5: [Hook; 4] = [REQUESTS[0], REQUESTS[1], REQUESTS[2], hook
 /// # Errors
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
-    let (by_disk, name) = match args.disk.as_deref() {
-        Some("") => (true, None),
-        name => (args.disks, name),
-    };
-    let named = name.map(disk::find).transpose()?;
+    let by_disk = args.disks || args.disk == Some(None);
+    let named = args.disk.flatten().as_deref().map(disk::find).transpose()?;
     let unit = Unit::msecs_if(args.milliseconds);
     let target = Target { cgroup: args.cgroup, ..Target::default() };
 
