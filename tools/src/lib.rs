@@ -36,6 +36,7 @@ macro_rules! main {
 
 registry! {
     biolatency,
+    biotop,
     opensnoop,
     runqlat,
 }
