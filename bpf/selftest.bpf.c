@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause)
 /* The shared parts of the suite, driven by BPF_PROG_TEST_RUN: programs for tests/, attached to nothing. */
+#include "filter.bpf.h"
 #include "hist.bpf.h"
 #include "stream.bpf.h"
+#include "syscall.bpf.h"
 
 struct selftest_event {
 	u64 number;
@@ -32,4 +34,37 @@ int selftest_hist(struct bpf_raw_tracepoint_args *ctx)
 {
 	hist_add(ctx->args[0], ctx->args[1]);
 	return 0;
+}
+
+/* Opens by the process wanted, counted through each rung of the ladder. */
+u64 selftest_opens = 0;
+
+static __always_inline int count_open(void)
+{
+	if (filter_wants_current())
+		atomic_add(&selftest_opens, 1);
+	return 0;
+}
+
+TRACEPOINT_HOOK(selftest_open, sys_enter, struct pt_regs *regs, long nr)
+{
+	return nr == NR_openat ? count_open() : 0;
+}
+
+SEC("?tp/syscalls/sys_enter_openat")
+int selftest_open__tp(void *ctx)
+{
+	return count_open();
+}
+
+SEC("?fentry/do_filp_open")
+int selftest_open__fentry(void *ctx)
+{
+	return count_open();
+}
+
+SEC("?kprobe/do_filp_open")
+int selftest_open__kprobe(void *ctx)
+{
+	return count_open();
 }

@@ -40,6 +40,10 @@ const RUNGS: [(Rung, &str); 7] = [
     (Rung::Kretprobe, "kretprobe"),
 ];
 
+fn is_rung(name: &str) -> bool {
+    RUNGS.iter().any(|(_, rung)| *rung == name)
+}
+
 /// A hook of a tool.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Hook {
@@ -167,7 +171,7 @@ impl Loader {
             let names =
                 |name: &OsStr| name.to_str().and_then(|name| name.split_once("__")).map(|(hook, _)| hook == forced);
             let is_hook = open.open_object().progs().any(|program| names(program.name()) == Some(true));
-            if !is_hook && RUNGS.iter().all(|(_, rung)| rung != forced) {
+            if !is_hook && !is_rung(forced) {
                 let rungs = RUNGS.map(|(_, rung)| rung).join(", ");
                 return Err(usage(format!("--hook {forced} is not a rung ({rungs}) or a hook of this tool")));
             }
@@ -248,19 +252,16 @@ impl Loader {
                 continue;
             };
             let target = section.split_once('/').map_or("", |(_, target)| target);
-            let verdict = match &self.tool.hook {
-                Some(forced) if forced != suffix && RUNGS.iter().any(|(_, known)| known == forced) => {
-                    Err("not the rung asked for with --hook".to_owned())
-                }
-                _ => self.probe(rung, target),
-            };
-            match verdict {
+            if self.tool.hook.as_ref().is_some_and(|forced| forced != suffix && is_rung(forced)) {
+                continue;
+            }
+            match self.probe(rung, target) {
                 Ok(()) => return Ok(program.clone()),
                 Err(reason) => refused.push(format!("{suffix} {target}: {reason}")),
             }
         }
         if refused.is_empty() {
-            bail!("hook {name} has no programs");
+            return Err(unsupported(format!("{name} has no rung {}", self.tool.hook.as_deref().unwrap_or("at all"))));
         }
         Err(unsupported(format!("this kernel offers no hook for it ({})", refused.join("; "))))
     }
@@ -284,7 +285,7 @@ impl Loader {
         for mut map in object.maps_mut() {
             let name = map.name().to_string_lossy().into_owned();
             let kind = map.map_type();
-            if kind == MapType::TaskStorage {
+            if matches!(kind, MapType::TaskStorage | MapType::SkStorage) {
                 map.set_autocreate(has_storage).context("map setup")?;
             } else if has_storage && name.ends_with("_hash") {
                 map.set_autocreate(false).context("map setup")?;
@@ -298,7 +299,9 @@ impl Loader {
             }
         }
         let knobs = Knobs::of(object)?;
+        // Tracing programs came to socket storage in the same release as to task storage.
         knobs.set_if_there("use_task_storage", &[u8::from(has_storage)])?;
+        knobs.set_if_there("use_sock_storage", &[u8::from(has_storage)])?;
         knobs.set_if_there("stream_perf", &[u8::from(self.perf)])?;
         knobs.set_if_there("stream_wakeup_bytes", &(u64::from(self.tool.buffer) << 9).to_ne_bytes())?;
         Ok(())

@@ -62,6 +62,8 @@ pub enum Cell<'a> {
     Str(&'a str),
     /// Text for people, number for machines.
     Shown(String, i64),
+    /// The same for a measured value.
+    Measured(String, f64),
     /// Whether something holds: its own text or nothing for people.
     Flag(&'a str, bool),
     /// Not known: `-` in text, null in JSON, empty in CSV.
@@ -77,7 +79,7 @@ impl Cell<'_> {
             Self::Float(value, decimals) => write!(line, "{value:.decimals$}"),
             Self::Text(text) => write!(line, "{text}"),
             Self::Str(text) => write!(line, "{text}"),
-            Self::Shown(text, _) => write!(line, "{text}"),
+            Self::Shown(text, _) | Self::Measured(text, _) => write!(line, "{text}"),
             Self::Flag(text, set) => write!(line, "{}", if *set { text } else { "" }),
             Self::Unknown => write!(line, "-"),
         };
@@ -88,7 +90,9 @@ impl Cell<'_> {
         let _ = match self {
             Self::Uint(value) => write!(line, "{value}"),
             Self::Int(value) | Self::Shown(_, value) => write!(line, "{value}"),
-            Self::Float(value, _) => serde_json::to_writer(line, value).map_err(io::Error::from),
+            Self::Float(value, _) | Self::Measured(_, value) => {
+                serde_json::to_writer(line, value).map_err(io::Error::from)
+            }
             Self::Text(text) => serde_json::to_writer(line, &text.to_string()).map_err(io::Error::from),
             Self::Str(text) => serde_json::to_writer(line, text).map_err(io::Error::from),
             Self::Flag(_, set) => write!(line, "{set}"),

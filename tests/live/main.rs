@@ -4,11 +4,12 @@ mod cli;
 mod core;
 mod opensnoop;
 mod runqlat;
+mod tcplife;
 
 fn main() -> std::process::ExitCode {
     let mut arguments = libtest_mimic::Arguments::from_args();
     // System-wide tracers, and truths that are counts and shares of this machine: one at a time.
     arguments.test_threads = Some(1);
-    let tests = [cli::tests(), core::tests(), opensnoop::tests(), runqlat::tests()];
+    let tests = [cli::tests(), core::tests(), opensnoop::tests(), runqlat::tests(), tcplife::tests()];
     libtest_mimic::run(&arguments, tests.into_iter().flatten().collect()).exit_code()
 }

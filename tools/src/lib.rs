@@ -39,6 +39,7 @@ registry! {
     biotop,
     opensnoop,
     runqlat,
+    tcplife,
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! The suite's shared kernel code, run through BPF_PROG_TEST_RUN and compared with what was put in.
 //!
 //! `selftest stream RATE SECONDS` sends 128-byte events at that rate a second and reports what arrived;
-//! `selftest hist KEYED` counts a known set of values and reports exact and measured percentiles. One JSON line each.
+//! `selftest hist KIND` counts a known set of values and reports exact and measured percentiles;
+//! `selftest ladder RUNG` counts opens through one rung of the hook ladder. One JSON line each.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -138,13 +140,44 @@ fn hist(keyed: bool, tool: &Tool) -> Result<()> {
     Ok(())
 }
 
-fn main() -> Result<()> {
+fn ladder(rung: &str, tool: &Tool) -> Result<()> {
+    const OPENS: u64 = 1000;
+    let loader = Loader::new(&Tool { hook: Some(rung.to_owned()), ..tool.clone() })?;
+    let mut object = MaybeUninit::uninit();
+    let mut open = loader.open(SelftestSkelBuilder::default(), &mut object)?;
+    Unit::Usecs.configure(&mut open, false)?;
+    let target = Target { pids: vec![std::process::id()], ..Target::default() };
+    let loaded = loader.load(open, &[hook("selftest_open")], &target)?;
+    let links = loaded.attach_hooks()?;
+    for _ in 0..OPENS {
+        std::fs::File::open("/etc/passwd")?;
+    }
+    drop(links);
+    let counters = loaded.skel.maps.bss_data.as_deref().context("no counters")?;
+    // SAFETY: a plain integer in memory that the kernel writes: read it anew.
+    let counted = unsafe { std::ptr::read_volatile(&raw const counters.selftest_opens) };
+    println!("{}", json!({ "opens": OPENS, "counted": counted }));
+    Ok(())
+}
+
+fn run() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let verbose = std::env::var_os("VERBOSE").is_some();
     let tool = Tool { buffer: 1024, verbose, ..Tool::default() };
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["stream", rate, seconds] => stream(rate.parse()?, seconds.parse()?, &tool),
-        ["hist", keyed] => hist(keyed == "keyed", &tool),
-        _ => bail!("usage: selftest stream RATE SECONDS | selftest hist keyed|plain"),
+        ["hist", kind] => hist(kind == "keyed", &tool),
+        ["ladder", rung] => ladder(rung, &tool),
+        _ => bail!("usage: selftest stream RATE SECONDS | selftest hist keyed|plain | selftest ladder RUNG"),
+    }
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("selftest: {error:#}");
+            ExitCode::from(common::fault::exit_status(&error))
+        }
     }
 }
