@@ -77,7 +77,8 @@ fn operations_and_flags_are_told_apart() -> Outcome {
     // The kernel counts a flush that was asked for among the writes.
     check_eq!((of("Read"), of("Write") + of("Flush")), (done.reads, done.writes));
     check_eq!(of("Flush"), 1, "{histograms:?}");
-    check!(histograms.iter().any(|histogram| histogram["flags"] == "Idle-Sync-Write"), "{histograms:?}");
+    let synchronous = |histogram: &Value| histogram["flags"].as_str().is_some_and(|flags| flags.contains("Sync-"));
+    check!(histograms.iter().any(synchronous), "{histograms:?}");
     Ok(())
 }
 
@@ -99,10 +100,7 @@ fn disks_are_told_apart() -> Outcome {
 
 fn a_partition_leads_to_its_disk() -> Outcome {
     let disk = Disk::make()?;
-    let partition = format!("{}p1", disk.name);
-    if !std::path::Path::new("/sys/class/block").join(&partition).exists() {
-        return Err(tests::Stop::Skip("this kernel does not look for partitions on loop devices".into()));
-    }
+    let partition = disk.partition()?;
     for name in [partition.clone(), format!("/dev/{partition}")] {
         let tool = Tool::new("biolatency").args(&format!("--json --disk {name}")).start()?;
         Disk::work(disk.worker("r", 100, 4096)?)?;
@@ -137,7 +135,8 @@ fn compare_cgroups(args: &str) -> Outcome {
     let records = tool.stop()?.clean()?.records()?;
     let histograms = records[0]["histograms"].as_array().ok_or("no histograms")?;
     check_eq!(total(histograms, "count"), 150, "{histograms:?}");
-    check!(histograms.iter().all(|histogram| histogram["flags"] == "Idle-Sync-Write"), "{histograms:?}");
+    let is_write = |histogram: &Value| histogram["flags"].as_str().is_some_and(|flags| flags.ends_with("Write"));
+    check!(histograms.iter().all(is_write), "{histograms:?}");
     Ok(())
 }
 
@@ -170,9 +169,8 @@ fn text_is_the_familiar_picture() -> Outcome {
     Disk::work(disk.worker("r", 100, 4096)?)?;
     let finished = tool.stop()?.clean()?;
     check_eq!(finished.stdout.lines().next(), Some("Tracing block device I/O... Hit Ctrl-C to end."));
-    let section =
-        format!("disk = {}\tflags = Idle-Sync-Read\n     msecs               : count    distribution\n", disk.name);
-    check!(finished.stdout.contains(&section), "{}", finished.stdout);
+    check!(finished.stdout.contains(&format!("\ndisk = {}\tflags = ", disk.name)), "{}", finished.stdout);
+    check!(finished.stdout.contains("Read\n     msecs               : count    distribution\n"), "{}", finished.stdout);
     check!(finished.stdout.contains(", count: 100\n"), "{}", finished.stdout);
     Ok(())
 }

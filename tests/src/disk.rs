@@ -1,7 +1,6 @@
 //! A disk in memory that nobody else uses, so that what is done to it is known to the request.
 
 use std::fs::{self, File};
-use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::PathBuf;
 
@@ -11,6 +10,7 @@ use crate::{Guard, Outcome, Stop};
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
 const LOOP_CLR_FD: libc::Ioctl = 0x4c01;
+/// Without it, the device cannot have partitions.
 const LO_FLAGS_PARTSCAN: u32 = 8;
 /// Size of struct loop_config, and where it holds the flags.
 const LOOP_CONFIG: usize = 304;
@@ -18,7 +18,28 @@ const LOOP_CONFIG_FLAGS: usize = 60;
 
 const SIZE: u64 = 32 << 20;
 
-/// A loop device over memory, with one partition. Detached again when dropped.
+/// include/uapi/linux/blkpg.h
+const BLKPG: libc::Ioctl = 0x1269;
+const BLKPG_ADD_PARTITION: libc::c_int = 1;
+
+#[repr(C)]
+struct BlkpgIoctlArg {
+    op: libc::c_int,
+    flags: libc::c_int,
+    datalen: libc::c_int,
+    data: *mut BlkpgPartition,
+}
+
+#[repr(C)]
+struct BlkpgPartition {
+    start: libc::c_longlong,
+    length: libc::c_longlong,
+    pno: libc::c_int,
+    devname: [u8; 64],
+    volname: [u8; 64],
+}
+
+/// A loop device over memory. Detached again when dropped.
 pub struct Disk {
     /// The kernel's name, such as `loop0`.
     pub name: String,
@@ -66,13 +87,8 @@ impl Disk {
             return Err(skip("memfd_create"));
         }
         // SAFETY: as above; `memory` was checked.
-        let mut memory = unsafe { File::from_raw_fd(memory) };
+        let memory = unsafe { File::from_raw_fd(memory) };
         memory.set_len(SIZE)?;
-        // One partition from sector 2048 on, 1024 sectors long: an entry of a DOS partition table, and its signature.
-        memory.seek(SeekFrom::Start(446))?;
-        memory.write_all(&[0, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 4, 0, 0])?;
-        memory.seek(SeekFrom::Start(510))?;
-        memory.write_all(&[0x55, 0xaa])?;
 
         let control =
             File::open("/dev/loop-control").map_err(|error| Stop::Skip(format!("no loop devices: {error}")))?;
@@ -96,6 +112,19 @@ impl Disk {
     /// Its node.
     pub fn node(&self) -> PathBuf {
         PathBuf::from(format!("/dev/{}", self.name))
+    }
+
+    /// Give it a partition of 1 MiB (it goes with the disk), and the name of that.
+    pub fn partition(&self) -> Outcome<String> {
+        let mut partition =
+            BlkpgPartition { start: 1 << 20, length: 1 << 20, pno: 1, devname: [0; 64], volname: [0; 64] };
+        let datalen = size_of::<BlkpgPartition>() as libc::c_int;
+        let request = BlkpgIoctlArg { op: BLKPG_ADD_PARTITION, flags: 0, datalen, data: &raw mut partition };
+        // SAFETY: the kernel reads both structs, which live across the call.
+        if unsafe { libc::ioctl(self.device.as_raw_fd(), BLKPG, &raw const request) } < 0 {
+            return Err(Stop::Skip(format!("cannot make a partition: {}", std::io::Error::last_os_error())));
+        }
+        Ok(format!("{}p1", self.name))
     }
 
     /// A process that will do so many requests of `size` bytes each: `r`, `w` or `b` of workloads/blockio.c.
