@@ -63,6 +63,8 @@ static __always_inline void add(const struct biotop_key *key, const struct bioto
 	atomic_add(&value->count, 1);
 	atomic_add(&value->bytes, request->bytes);
 	atomic_add(&value->time_ns, request->time_ns);
+	/* The name it has now: that of the program it executed, not of the one it was forked from. */
+	__builtin_memcpy(value->comm, request->comm, sizeof(value->comm));
 }
 
 TRACEPOINT_HOOK(biotop_start, block_io_start, struct request *rq)

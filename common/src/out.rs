@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use crate::cli::Format;
 use crate::lost::Lost;
 use crate::text::Text;
-use crate::time;
 
 /// On which side a column's text stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -271,9 +270,10 @@ impl Rows {
         out.flush_if_full()
     }
 
-    /// Add all rows of one interval as one JSON object, with the time, for tools whose rows are a table.
-    pub fn json_table<'a>(&self, out: &mut Out, rows: impl Iterator<Item = &'a [Cell<'a>]>) {
-        out.text(format!("{{\"time_unix_ns\":{},\"rows\":[", time::unix_now_ns()));
+    /// Add all rows of one interval as one JSON object, with the time of its end, for tools whose rows are a
+    /// table.
+    pub fn json_table<'a>(&self, out: &mut Out, time_unix_ns: u64, rows: impl Iterator<Item = &'a [Cell<'a>]>) {
+        out.text(format!("{{\"time_unix_ns\":{time_unix_ns},\"rows\":["));
         for (index, cells) in rows.enumerate() {
             out.text(if index == 0 { "" } else { "," });
             self.json_object(&mut out.pending, cells);
@@ -381,8 +381,9 @@ mod tests {
     fn a_table_is_one_json_object() {
         let (mut out, rows) = (Out::new(Format::Json), Rows::new(COLUMNS, |_| true));
         let cells = cells(b"cat", b"/a");
-        rows.json_table(&mut out, [&cells[..], &cells[..]].into_iter());
+        rows.json_table(&mut out, 7, [&cells[..], &cells[..]].into_iter());
         let table: Value = serde_json::from_slice(&out.pending).unwrap();
+        assert_eq!(table["time_unix_ns"], 7);
         assert_eq!(table["rows"][1], json!({"pid": 42, "comm": "cat", "size_bytes": null, "path": "/a"}));
     }
 

@@ -96,7 +96,7 @@ fn no_interval_loses_a_request() -> Outcome {
     }
     let finished = tool.stop()?.clean()?;
     check!(finished.records()?.len() > 3, "{}", finished.stdout);
-    check_eq!(sum(&finished, &disk, None, "W")?, (20 * 300, 20 * 300 << 12));
+    check_eq!(sum(&finished, &disk, None, "W")?, (6000, 6000 << 12));
     Ok(())
 }
 

@@ -63,6 +63,7 @@ enum Sort {
 }
 
 const COLUMNS: &[Column] = &[
+    Column::left("time_unix_ns", "TIME", 8, "end of the interval"),
     Column::left("pid", "PID", 7, "process that submitted"),
     Column::left("comm", "COMM", 16, "its name"),
     Column::left("op", "D", 1, "R read, W write, D discard, F flush, Z of a zone"),
@@ -118,9 +119,10 @@ impl Total {
         if comm.bytes().starts_with(b"kworker/") { longer().unwrap_or(comm) } else { comm }
     }
 
-    fn cells(&self) -> [Cell<'static>; 9] {
+    fn cells(&self, time_ns: u64) -> [Cell<'static>; 10] {
         let disk = Disk(self.key.disk);
         [
+            Cell::Uint(time_ns),
             Cell::Uint(self.key.tgid.into()),
             Cell::Text(self.comm()),
             Cell::Str(operation(self.key.op)),
@@ -184,9 +186,10 @@ impl Report for View<'_> {
             _ => self.rows_max.map_or(usize::MAX, |rows| rows as usize),
         };
         totals.truncate(shown.min(screen.map_or(usize::MAX, |lines| lines.saturating_sub(HEADING))));
-        let rows: Vec<_> = totals.iter().map(Total::cells).collect();
+        let time_ns = time::unix_now_ns();
+        let rows: Vec<_> = totals.iter().map(|total| total.cells(time_ns)).collect();
         if self.out.format() == Format::Json {
-            self.rows.json_table(&mut self.out, rows.iter().map(|cells| &cells[..]));
+            self.rows.json_table(&mut self.out, time_ns, rows.iter().map(|cells| &cells[..]));
             return Ok(());
         }
         if self.out.format() == Format::Text {
@@ -195,7 +198,7 @@ impl Report for View<'_> {
             } else {
                 self.out.text("\n");
             }
-            self.out.text(format!("{:8} loadavg: {}\n", time::now_of_day(), proc::load_average()));
+            self.out.text(format!("{:8} loadavg: {}\n", time::time_of_day(time_ns), proc::load_average()));
             self.rows.repeat_header();
         }
         self.rows.header(&mut self.out);
@@ -229,7 +232,7 @@ pub fn run(args: Args) -> Result<()> {
     let in_place = out.is_terminal() && !args.noclear;
     let mut view = View {
         out,
-        rows: Rows::new(COLUMNS, |_| true),
+        rows: Rows::new(COLUMNS, |key| key != "time_unix_ns"),
         skel: &loaded.skel,
         odd: false,
         in_place,
