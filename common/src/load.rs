@@ -45,7 +45,7 @@ fn is_rung(name: &str) -> bool {
 }
 
 /// A hook of a tool.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Hook {
     name: &'static str,
     optional: bool,
@@ -144,6 +144,11 @@ impl Loader {
     /// Whether tasks can carry BPF state on this kernel.
     pub fn has_task_storage(&self) -> bool {
         self.has_task_storage
+    }
+
+    /// The kernel's types.
+    pub fn btf(&self) -> &Btf {
+        &self.btf
     }
 
     /// Open a skeleton in `storage`.

@@ -135,6 +135,14 @@ pub struct Out {
     pending: Vec<u8>,
 }
 
+/// How many lines the terminal on stdout has, or `None` where there is none or it does not say.
+pub fn screen_lines() -> Option<usize> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ fills the struct it is given, or fails.
+    let status = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
+    (status == 0 && size.ws_row > 0).then_some(size.ws_row.into())
+}
+
 /// Pending bytes are written when they exceed this even before the batch ends.
 const PENDING_MAX: usize = 64 << 10;
 
@@ -157,6 +165,11 @@ impl Out {
     /// Add text as it is; the caller has escaped what came from the traced system by way of [`Text`].
     pub fn text(&mut self, text: impl AsRef<str>) {
         self.pending.extend_from_slice(text.as_ref().as_bytes());
+    }
+
+    /// Begin at the top of an empty screen.
+    pub fn clear(&mut self) {
+        self.text("\x1b[H\x1b[J");
     }
 
     /// Add a line for people only: banners, headings.
@@ -255,13 +268,8 @@ impl Rows {
                 out.pending.append(&mut self.line);
             }
             Format::Json => {
-                for (index, ((column, _), cell)) in self.columns.iter().zip(cells).enumerate() {
-                    out.text(if index == 0 { "{\"" } else { ",\"" });
-                    out.text(column.key);
-                    out.text("\":");
-                    cell.json(&mut out.pending);
-                }
-                out.text("}\n");
+                self.json_object(&mut out.pending, cells);
+                out.text("\n");
             }
             Format::Csv => {
                 for (index, cell) in cells.iter().enumerate() {
@@ -272,6 +280,27 @@ impl Rows {
             }
         }
         out.flush_if_full()
+    }
+
+    /// Add all rows of one interval as one JSON object, with the time of its end, for tools whose rows are a
+    /// table.
+    pub fn json_table<'a>(&self, out: &mut Out, time_unix_ns: u64, rows: impl Iterator<Item = &'a [Cell<'a>]>) {
+        out.text(format!("{{\"time_unix_ns\":{time_unix_ns},\"rows\":["));
+        for (index, cells) in rows.enumerate() {
+            out.text(if index == 0 { "" } else { "," });
+            self.json_object(&mut out.pending, cells);
+        }
+        out.text("]}\n");
+    }
+
+    fn json_object(&self, line: &mut Vec<u8>, cells: &[Cell<'_>]) {
+        for (index, ((column, _), cell)) in self.columns.iter().zip(cells).enumerate() {
+            line.extend_from_slice(if index == 0 { b"{\"" } else { b",\"" });
+            line.extend_from_slice(column.key.as_bytes());
+            line.extend_from_slice(b"\":");
+            cell.json(line);
+        }
+        line.push(b'}');
     }
 
     /// Lay one line out in `self.line`: a cell wider than its column moves the rest of its own line only.
@@ -358,6 +387,16 @@ mod tests {
         let text = render(Format::Json);
         let second: Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
         assert_eq!(second, json!({"pid": 42, "comm": "a very long name", "size_bytes": null, "path": "x\\ny\""}));
+    }
+
+    #[test]
+    fn a_table_is_one_json_object() {
+        let (mut out, rows) = (Out::new(Format::Json), Rows::new(COLUMNS, |_| true));
+        let cells = cells(b"cat", b"/a");
+        rows.json_table(&mut out, 7, [&cells[..], &cells[..]].into_iter());
+        let table: Value = serde_json::from_slice(&out.pending).unwrap();
+        assert_eq!(table["time_unix_ns"], 7);
+        assert_eq!(table["rows"][1], json!({"pid": 42, "comm": "cat", "size_bytes": null, "path": "/a"}));
     }
 
     #[test]

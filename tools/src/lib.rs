@@ -35,6 +35,8 @@ macro_rules! main {
 }
 
 registry! {
+    biolatency,
+    biotop,
     execsnoop,
     opensnoop,
     runqlat,
