@@ -151,6 +151,11 @@ impl Loader {
         &self.btf
     }
 
+    /// Keep the state of tasks in hashes, which can be read as a whole.
+    pub fn without_task_storage(&mut self) {
+        self.has_task_storage = false;
+    }
+
     /// Open a skeleton in `storage`.
     ///
     /// # Errors

@@ -65,6 +65,8 @@ pub enum Cell<'a> {
     Shown(String, i64),
     /// The same for a measured value.
     Measured(String, f64),
+    /// Our own lines: an array in JSON, elsewhere separated by semicolons.
+    Lines(Vec<String>),
     /// Whether something holds: its own text or nothing for people.
     Flag(&'a str, bool),
     /// Not known: `-` in text, null in JSON, empty in CSV.
@@ -83,6 +85,7 @@ impl Cell<'_> {
             Self::Shown(text, _) | Self::Measured(text, _) => write!(line, "{text}"),
             Self::List(texts) => line.write_all(joined(texts).as_bytes()),
             Self::Flag(text, set) => write!(line, "{}", if *set { text } else { "" }),
+            Self::Lines(lines) => write!(line, "{}", lines.join(";")),
             Self::Unknown => write!(line, "-"),
         };
     }
@@ -101,6 +104,7 @@ impl Cell<'_> {
                 let texts: Vec<String> = texts.iter().map(Text::to_string).collect();
                 serde_json::to_writer(line, &texts).map_err(io::Error::from)
             }
+            Self::Lines(lines) => serde_json::to_writer(line, lines).map_err(io::Error::from),
             Self::Flag(_, set) => write!(line, "{set}"),
             Self::Unknown => write!(line, "null"),
         };
@@ -108,7 +112,7 @@ impl Cell<'_> {
 
     fn csv(&self, line: &mut Vec<u8>) {
         match self {
-            Self::Text(_) | Self::Str(_) | Self::List(_) => {
+            Self::Text(_) | Self::Str(_) | Self::List(_) | Self::Lines(_) => {
                 let mut plain = Vec::new();
                 self.text(&mut plain);
                 if plain.iter().any(|byte| matches!(byte, b',' | b'"')) {

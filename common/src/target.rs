@@ -14,8 +14,6 @@ use crate::proc;
 
 /// TASK_COMM_LEN of include/linux/sched.h, without the NUL.
 const COMM_MAX: usize = 15;
-/// PROC_PID_INIT_INO of include/linux/proc_ns.h: the PID namespace that the kernel itself counts in.
-const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
 
 /// The tasks whose events are wanted. Empty means all.
 #[derive(Clone, Debug, Default)]
@@ -110,8 +108,7 @@ impl Target {
             bail!("no such parent PID: {ppid}");
         }
         let any = !self.pids.is_empty() || !self.tids.is_empty() || self.ppid.is_some();
-        let namespace = fs::metadata("/proc/self/ns/pid").map_or(INITIAL_PID_NAMESPACE, |meta| meta.ino());
-        if any && namespace != INITIAL_PID_NAMESPACE {
+        if any && !proc::in_initial_pid_namespace() {
             return Err(unsupported("process ids cannot be chosen from inside a PID namespace: run it on the host"));
         }
         Ok(())

@@ -4,7 +4,9 @@ mod biolatency;
 mod biotop;
 mod cli;
 mod core;
+mod offcputime;
 mod opensnoop;
+mod profile;
 mod runqlat;
 mod tcplife;
 
@@ -17,7 +19,9 @@ fn main() -> std::process::ExitCode {
         biotop::tests(),
         cli::tests(),
         core::tests(),
+        offcputime::tests(),
         opensnoop::tests(),
+        profile::tests(),
         runqlat::tests(),
         tcplife::tests(),
     ];

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 /*
  * A TCP server on the loopback address: tcppeer 4|6 REPLY [hold]. Prints its port, then takes connections one after
- * the other: reads to the end, sends REPLY bytes, closes. With `hold` it does nothing with a connection but close it when a
- * line comes on its standard input.
+ * the other: reads to the end, sends REPLY bytes, closes. With `hold` it does nothing with a connection but close it
+ * when a line comes on its standard input.
  */
 #include <netinet/in.h>
 #include <stdio.h>

@@ -38,7 +38,9 @@ registry! {
     biolatency,
     biotop,
     execsnoop,
+    offcputime,
     opensnoop,
+    profile,
     runqlat,
     tcplife,
 }

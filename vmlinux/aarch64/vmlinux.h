@@ -95,6 +95,7 @@ struct dma_map_ops;
 struct dst_entry;
 struct elevator_queue;
 struct em_perf_domain;
+struct event_filter;
 struct fasync_struct;
 struct fdtable;
 struct file;
@@ -104,6 +105,10 @@ struct fown_struct;
 struct fs_pin;
 struct fs_struct;
 struct fsnotify_mark_connector;
+struct ftrace_hash;
+struct ftrace_ops;
+struct ftrace_ops_hash;
+struct ftrace_regs;
 struct futex_pi_state;
 struct futex_private_hash;
 struct fwnode_handle;
@@ -122,6 +127,7 @@ struct inet_bind_bucket;
 struct inet_connection_sock_af_ops;
 struct inet_timewait_death_row;
 struct inode;
+struct internal_state;
 struct io_comp_batch;
 struct io_context;
 struct io_cq;
@@ -194,18 +200,25 @@ struct page;
 struct pci_slot;
 struct percpu_ref;
 struct percpu_ref_data;
+struct perf_addr_filter_range;
+struct perf_buffer;
+struct perf_cgroup;
 struct perf_ctx_data;
 struct perf_event;
 struct perf_event_context;
+struct perf_event_pmu_context;
+struct perf_sample_data;
 struct pid;
 struct pid_namespace;
 struct pidfs_attr;
 struct pipe_inode_info;
 struct pm_subsys_data;
+struct pmu;
 struct pollfd;
 struct port_buffer;
 struct ports_device;
 struct proc_ns_operations;
+struct prog_entry;
 struct proto;
 struct proto_ops;
 struct psi_group;
@@ -219,6 +232,7 @@ struct request_sock;
 struct restart_block;
 struct rhash_head;
 struct rhashtable;
+struct rhlist_head;
 struct robust_list_head;
 struct root_domain;
 struct rq;
@@ -268,6 +282,7 @@ struct throtl_data;
 struct time_namespace;
 struct timer_list;
 struct timer_rand_state;
+struct trace_event_call;
 struct tracepoint_ext;
 struct tracepoint_func;
 struct ucounts;
@@ -1265,10 +1280,20 @@ struct device_type {
 	const struct dev_pm_ops *pm;
 };
 
+typedef struct {
+	atomic_long_t a;
+} local_t;
+
 struct bio_vec {
 	struct page *bv_page;
 	unsigned int bv_len;
 	unsigned int bv_offset;
+};
+
+enum ftrace_ops_cmd {
+	FTRACE_OPS_CMD_ENABLE_SHARE_IPMODIFY_SELF = 0,
+	FTRACE_OPS_CMD_ENABLE_SHARE_IPMODIFY_PEER = 1,
+	FTRACE_OPS_CMD_DISABLE_SHARE_IPMODIFY_PEER = 2,
 };
 
 struct timer_list {
@@ -1338,6 +1363,36 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_RHASH = 35,
 	__MAX_BPF_MAP_TYPE = 36,
 };
+
+struct hw_perf_event_extra {
+	u64 config;
+	unsigned int reg;
+	int alloc;
+	int idx;
+};
+
+struct arch_hw_breakpoint_ctrl {
+	u32 __reserved: 19;
+	u32 len: 8;
+	u32 type: 2;
+	u32 privilege: 2;
+	u32 enabled: 1;
+};
+
+struct arch_hw_breakpoint {
+	u64 address;
+	u64 trigger;
+	struct arch_hw_breakpoint_ctrl ctrl;
+};
+
+struct rhlist_head {
+	struct rhash_head rhead;
+	struct rhlist_head *next;
+};
+
+typedef struct {
+	local_t a;
+} local64_t;
 
 typedef unsigned int blk_mode_t;
 
@@ -2795,6 +2850,124 @@ typedef u32 uint32_t;
 
 typedef struct cpumask *cpumask_var_t;
 
+typedef void (*ftrace_func_t)(long unsigned int, long unsigned int, struct ftrace_ops *, struct ftrace_regs *);
+
+struct ftrace_ops_hash {
+	struct ftrace_hash *notrace_hash;
+	struct ftrace_hash *filter_hash;
+	struct mutex regex_lock;
+};
+
+typedef int (*ftrace_ops_func_t)(struct ftrace_ops *, long unsigned int, enum ftrace_ops_cmd);
+
+struct ftrace_ops {
+	ftrace_func_t func;
+	struct ftrace_ops *next;
+	long unsigned int flags;
+	void *private;
+	ftrace_func_t saved_func;
+	struct ftrace_ops_hash local_hash;
+	struct ftrace_ops_hash *func_hash;
+	struct ftrace_ops_hash old_hash;
+	long unsigned int trampoline;
+	long unsigned int trampoline_size;
+	struct list_head list;
+	struct list_head subop_list;
+	ftrace_ops_func_t ops_func;
+	struct ftrace_ops *managed;
+	long unsigned int direct_call;
+};
+
+struct perf_event_attr {
+	__u32 type;
+	__u32 size;
+	__u64 config;
+	union {
+		__u64 sample_period;
+		__u64 sample_freq;
+	};
+	__u64 sample_type;
+	__u64 read_format;
+	__u64 disabled: 1;
+	__u64 inherit: 1;
+	__u64 pinned: 1;
+	__u64 exclusive: 1;
+	__u64 exclude_user: 1;
+	__u64 exclude_kernel: 1;
+	__u64 exclude_hv: 1;
+	__u64 exclude_idle: 1;
+	__u64 mmap: 1;
+	__u64 comm: 1;
+	__u64 freq: 1;
+	__u64 inherit_stat: 1;
+	__u64 enable_on_exec: 1;
+	__u64 task: 1;
+	__u64 watermark: 1;
+	__u64 precise_ip: 2;
+	__u64 mmap_data: 1;
+	__u64 sample_id_all: 1;
+	__u64 exclude_host: 1;
+	__u64 exclude_guest: 1;
+	__u64 exclude_callchain_kernel: 1;
+	__u64 exclude_callchain_user: 1;
+	__u64 mmap2: 1;
+	__u64 comm_exec: 1;
+	__u64 use_clockid: 1;
+	__u64 context_switch: 1;
+	__u64 write_backward: 1;
+	__u64 namespaces: 1;
+	__u64 ksymbol: 1;
+	__u64 bpf_event: 1;
+	__u64 aux_output: 1;
+	__u64 cgroup: 1;
+	__u64 text_poke: 1;
+	__u64 build_id: 1;
+	__u64 inherit_thread: 1;
+	__u64 remove_on_exec: 1;
+	__u64 sigtrap: 1;
+	__u64 defer_callchain: 1;
+	__u64 defer_output: 1;
+	__u64 __reserved_1: 24;
+	union {
+		__u32 wakeup_events;
+		__u32 wakeup_watermark;
+	};
+	__u32 bp_type;
+	union {
+		__u64 bp_addr;
+		__u64 kprobe_func;
+		__u64 uprobe_path;
+		__u64 config1;
+	};
+	union {
+		__u64 bp_len;
+		__u64 kprobe_addr;
+		__u64 probe_offset;
+		__u64 config2;
+	};
+	__u64 branch_sample_type;
+	__u64 sample_regs_user;
+	__u32 sample_stack_user;
+	__s32 clockid;
+	__u64 sample_regs_intr;
+	__u32 aux_watermark;
+	__u16 sample_max_stack;
+	__u16 __reserved_2;
+	__u32 aux_sample_size;
+	union {
+		__u32 aux_action;
+		struct {
+			__u32 aux_start_paused: 1;
+			__u32 aux_pause: 1;
+			__u32 aux_resume: 1;
+			__u32 __reserved_3: 29;
+		};
+	};
+	__u64 sig_data;
+	__u64 config3;
+	__u64 config4;
+};
+
 typedef __le32 kprobe_opcode_t;
 
 typedef s32 int32_t;
@@ -3213,11 +3386,176 @@ struct request {
 	void *end_io_data;
 };
 
+enum perf_event_state {
+	PERF_EVENT_STATE_DEAD = -5,
+	PERF_EVENT_STATE_REVOKED = -4,
+	PERF_EVENT_STATE_EXIT = -3,
+	PERF_EVENT_STATE_ERROR = -2,
+	PERF_EVENT_STATE_OFF = -1,
+	PERF_EVENT_STATE_INACTIVE = 0,
+	PERF_EVENT_STATE_ACTIVE = 1,
+};
+
+struct hw_perf_event {
+	union {
+		struct {
+			u64 config;
+			u64 config1;
+			u64 last_tag;
+			u64 dyn_constraint;
+			long unsigned int config_base;
+			long unsigned int event_base;
+			int event_base_rdpmc;
+			int idx;
+			int last_cpu;
+			int flags;
+			struct hw_perf_event_extra extra_reg;
+			struct hw_perf_event_extra branch_reg;
+		};
+		struct {
+			u64 aux_config;
+			unsigned int aux_paused;
+		};
+		struct {
+			struct hrtimer hrtimer;
+		};
+		struct {
+			struct list_head tp_list;
+		};
+		struct {
+			u64 pwr_acc;
+			u64 ptsc;
+		};
+		struct {
+			struct arch_hw_breakpoint info;
+			struct rhlist_head bp_list;
+		};
+		struct {
+			u8 iommu_bank;
+			u8 iommu_cntr;
+			u16 padding;
+			u64 conf;
+			u64 conf1;
+		};
+	};
+	struct task_struct *target;
+	void *addr_filters;
+	long unsigned int addr_filters_gen;
+	int state;
+	local64_t prev_count;
+	u64 sample_period;
+	union {
+		struct {
+			u64 last_period;
+			local64_t period_left;
+		};
+		struct {
+			u64 saved_metric;
+			u64 saved_slots;
+		};
+	};
+	u64 interrupts_seq;
+	u64 interrupts;
+	u64 freq_time_stamp;
+	u64 freq_count_stamp;
+};
+
+struct perf_addr_filters_head {
+	struct list_head list;
+	raw_spinlock_t lock;
+	unsigned int nr_file_filters;
+};
+
+typedef void (*perf_overflow_handler_t)(struct perf_event *, struct perf_sample_data *, struct pt_regs *);
+
+struct perf_event {
+	struct list_head event_entry;
+	struct list_head sibling_list;
+	struct list_head active_list;
+	struct rb_node group_node;
+	u64 group_index;
+	struct list_head migrate_entry;
+	struct hlist_node hlist_entry;
+	struct list_head active_entry;
+	int nr_siblings;
+	int event_caps;
+	int group_caps;
+	unsigned int group_generation;
+	struct perf_event *group_leader;
+	struct pmu *pmu;
+	void *pmu_private;
+	enum perf_event_state state;
+	unsigned int attach_state;
+	local64_t count;
+	atomic64_t child_count;
+	u64 total_time_enabled;
+	u64 total_time_running;
+	u64 tstamp;
+	struct perf_event_attr attr;
+	u16 header_size;
+	u16 id_header_size;
+	u16 read_size;
+	struct hw_perf_event hw;
+	struct perf_event_context *ctx;
+	struct perf_event_pmu_context *pmu_ctx;
+	atomic_long_t refcount;
+	atomic64_t child_total_time_enabled;
+	atomic64_t child_total_time_running;
+	struct mutex child_mutex;
+	struct list_head child_list;
+	struct perf_event *parent;
+	int oncpu;
+	int cpu;
+	struct list_head owner_entry;
+	struct task_struct *owner;
+	struct mutex mmap_mutex;
+	refcount_t mmap_count;
+	struct perf_buffer *rb;
+	struct list_head rb_entry;
+	long unsigned int rcu_batches;
+	int rcu_pending;
+	wait_queue_head_t waitq;
+	struct fasync_struct *fasync;
+	unsigned int pending_wakeup;
+	unsigned int pending_kill;
+	unsigned int pending_disable;
+	long unsigned int pending_addr;
+	struct irq_work pending_irq;
+	struct irq_work pending_disable_irq;
+	struct callback_head pending_task;
+	unsigned int pending_work;
+	atomic_t event_limit;
+	struct perf_addr_filters_head addr_filters;
+	struct perf_addr_filter_range *addr_filter_ranges;
+	long unsigned int addr_filters_gen;
+	struct perf_event *aux_event;
+	void (*destroy)(struct perf_event *);
+	struct callback_head callback_head;
+	struct pid_namespace *ns;
+	u64 id;
+	atomic64_t lost_samples;
+	u64 (*clock)(void);
+	perf_overflow_handler_t overflow_handler;
+	void *overflow_handler_context;
+	struct bpf_prog *prog;
+	u64 bpf_cookie;
+	struct trace_event_call *tp_event;
+	struct event_filter *filter;
+	struct ftrace_ops ftrace_ops;
+	struct perf_cgroup *cgrp;
+	void *security;
+	struct list_head sb_list;
+	struct list_head pmu_list;
+	u32 orig_type;
+};
+
 enum {
 	BPF_F_INDEX_MASK = 4294967295ULL,
 	BPF_F_CURRENT_CPU = 4294967295ULL,
 	BPF_F_CTXLEN_MASK = 4503595332403200ULL,
 };
+
+typedef struct user_pt_regs bpf_user_pt_regs_t;
 
 enum {
 	BPF_ANY = 0,
@@ -3275,6 +3613,14 @@ struct flowi {
 		struct flowi4 ip4;
 		struct flowi6 ip6;
 	} u;
+};
+
+enum {
+	BPF_F_SKIP_FIELD_MASK = 255,
+	BPF_F_USER_STACK = 256,
+	BPF_F_FAST_STACK_CMP = 512,
+	BPF_F_REUSE_STACKID = 1024,
+	BPF_F_USER_BUILD_ID = 2048,
 };
 
 struct linux_binprm {
@@ -3616,6 +3962,8 @@ struct kernfs_node {
 	struct callback_head rcu;
 };
 
+typedef unsigned char Byte;
+
 struct inet_cork {
 	unsigned int flags;
 	__be32 addr;
@@ -3745,12 +4093,45 @@ typedef struct {
 	short unsigned int val;
 } code;
 
+typedef short unsigned int ush;
+
+typedef ush Pos;
+
+struct ct_data_s {
+	union {
+		ush freq;
+		ush code;
+	} fc;
+	union {
+		ush dad;
+		ush len;
+	} dl;
+};
+
+typedef unsigned char uch;
+
 typedef enum {
 	need_more = 0,
 	block_done = 1,
 	finish_started = 2,
 	finish_done = 3,
 } block_state;
+
+typedef struct deflate_state deflate_state;
+
+typedef block_state (*compress_func)(deflate_state *, int);
+
+struct config_s {
+	ush good_length;
+	ush max_lazy;
+	ush nice_length;
+	ush max_chain;
+	compress_func func;
+};
+
+typedef struct config_s config;
+
+typedef struct ct_data_s ct_data;
 
 struct hotplug_slot {
 	const struct hotplug_slot_ops *ops;
@@ -4116,6 +4497,14 @@ struct fd {
 	long unsigned int word;
 };
 
+typedef struct z_stream_s z_stream;
+
+typedef z_stream *z_streamp;
+
+typedef unsigned int uInt;
+
+typedef unsigned int IPos;
+
 enum state {
 	Start = 0,
 	Collect = 1,
@@ -4162,10 +4551,22 @@ enum sock_flags {
 
 typedef int (*cpu_stop_fn_t)(void *);
 
+typedef long unsigned int ulg;
+
 struct __filename_head {
 	const char *name;
 	int refcnt;
 	struct audit_names *aname;
+};
+
+struct ratelimit_state {
+	raw_spinlock_t lock;
+	int interval;
+	int burst;
+	atomic_t rs_n_left;
+	atomic_t missed;
+	unsigned int flags;
+	long unsigned int begin;
 };
 
 struct arch_specific_insn {
@@ -4230,6 +4631,12 @@ struct blkcg_gq {
 	u64 last_delay;
 	int last_use;
 	struct callback_head callback_head;
+};
+
+struct bpf_perf_event_data {
+	bpf_user_pt_regs_t regs;
+	__u64 sample_period;
+	__u64 addr;
 };
 
 struct bpf_raw_tracepoint_args {
@@ -4369,6 +4776,75 @@ struct ctl_table_root {
 	int (*permissions)(struct ctl_table_header *, const struct ctl_table *);
 };
 
+typedef struct static_tree_desc_s static_tree_desc;
+
+struct tree_desc_s {
+	ct_data *dyn_tree;
+	int max_code;
+	static_tree_desc *stat_desc;
+};
+
+struct deflate_state {
+	z_streamp strm;
+	int status;
+	Byte *pending_buf;
+	ulg pending_buf_size;
+	Byte *pending_out;
+	int pending;
+	int noheader;
+	Byte data_type;
+	Byte method;
+	int last_flush;
+	uInt w_size;
+	uInt w_bits;
+	uInt w_mask;
+	Byte *window;
+	ulg window_size;
+	Pos *prev;
+	Pos *head;
+	uInt ins_h;
+	uInt hash_size;
+	uInt hash_bits;
+	uInt hash_mask;
+	uInt hash_shift;
+	long int block_start;
+	uInt match_length;
+	IPos prev_match;
+	int match_available;
+	uInt strstart;
+	uInt match_start;
+	uInt lookahead;
+	uInt prev_length;
+	uInt max_chain_length;
+	uInt max_lazy_match;
+	int level;
+	int strategy;
+	uInt good_match;
+	int nice_match;
+	struct ct_data_s dyn_ltree[573];
+	struct ct_data_s dyn_dtree[61];
+	struct ct_data_s bl_tree[39];
+	struct tree_desc_s l_desc;
+	struct tree_desc_s d_desc;
+	struct tree_desc_s bl_desc;
+	ush bl_count[16];
+	int heap[573];
+	int heap_len;
+	int heap_max;
+	uch depth[573];
+	uch *l_buf;
+	uInt lit_bufsize;
+	uInt last_lit;
+	ush *d_buf;
+	ulg opt_len;
+	ulg static_len;
+	ulg compressed_len;
+	uInt matches;
+	int last_eob_len;
+	ush bi_buf;
+	int bi_valid;
+};
+
 struct dl_rq {
 	struct rb_root_cached root;
 	unsigned int dl_nr_running;
@@ -4384,6 +4860,11 @@ struct dl_rq {
 	u64 extra_bw;
 	u64 max_bw;
 	u64 bw_ratio;
+};
+
+struct event_filter {
+	struct prog_entry *prog;
+	char *filter_string;
 };
 
 enum fbq_type {
@@ -4406,6 +4887,10 @@ struct fs_struct {
 	struct path pwd;
 };
 
+struct internal_state {
+	int dummy;
+};
+
 struct kernfs_root {
 	struct kernfs_node *kn;
 	unsigned int flags;
@@ -4422,6 +4907,18 @@ struct kernfs_root {
 	rwlock_t kernfs_rename_lock;
 	struct callback_head rcu;
 	struct simple_xattr_cache xa_cache;
+};
+
+struct key_user {
+	struct rb_node node;
+	struct mutex cons_lock;
+	spinlock_t lock;
+	refcount_t usage;
+	atomic_t nkeys;
+	atomic_t nikeys;
+	kuid_t uid;
+	int qnkeys;
+	int qnbytes;
 };
 
 typedef int (*kprobe_pre_handler_t)(struct kprobe *, struct pt_regs *);
@@ -4546,6 +5043,43 @@ struct percpu_ref_data {
 	bool allow_reinit: 1;
 	struct callback_head rcu;
 	struct percpu_ref *ref;
+};
+
+struct perf_time_ctx {
+	u64 time;
+	u64 stamp;
+	u64 offset;
+};
+
+struct perf_event_groups {
+	struct rb_root tree;
+	u64 index;
+};
+
+struct perf_event_context {
+	raw_spinlock_t lock;
+	struct mutex mutex;
+	struct list_head pmu_ctx_list;
+	struct perf_event_groups pinned_groups;
+	struct perf_event_groups flexible_groups;
+	struct list_head event_list;
+	int nr_events;
+	int nr_user;
+	int is_active;
+	int nr_stat;
+	int nr_freq;
+	int rotate_disable;
+	refcount_t refcount;
+	struct task_struct *task;
+	struct perf_time_ctx time;
+	struct perf_time_ctx timeguest;
+	struct perf_event_context *parent_ctx;
+	u64 parent_gen;
+	u64 generation;
+	int pin_count;
+	int nr_cgroups;
+	struct callback_head callback_head;
+	local_t nr_no_switch_fast;
 };
 
 struct port_stats {
@@ -4792,6 +5326,14 @@ struct static_key_mod {
 	struct module *mod;
 };
 
+struct static_tree_desc_s {
+	const ct_data *static_tree;
+	const int *extra_bits;
+	int extra_base;
+	int elems;
+	int max_length;
+};
+
 struct timens_offsets {
 	struct timespec64 monotonic;
 	struct timespec64 boottime;
@@ -4823,6 +5365,35 @@ struct tracepoint {
 	void *probestub;
 	struct tracepoint_func *funcs;
 	struct tracepoint_ext *ext;
+};
+
+typedef long unsigned int uLong;
+
+struct user_struct {
+	refcount_t __count;
+	struct percpu_counter epoll_watches;
+	long unsigned int unix_inflight;
+	atomic_long_t pipe_bufs;
+	struct hlist_node uidhash_node;
+	kuid_t uid;
+	atomic_long_t locked_vm;
+	atomic_long_t perf_mlock;
+	struct ratelimit_state ratelimit;
+};
+
+struct z_stream_s {
+	const Byte *next_in;
+	uLong avail_in;
+	uLong total_in;
+	Byte *next_out;
+	uLong avail_out;
+	uLong total_out;
+	char *msg;
+	struct internal_state *state;
+	void *workspace;
+	int data_type;
+	uLong adler;
+	uLong reserved;
 };
 
 #ifndef BPF_NO_PRESERVE_ACCESS_INDEX
