@@ -45,7 +45,7 @@ fn is_rung(name: &str) -> bool {
 }
 
 /// A hook of a tool.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Hook {
     name: &'static str,
     optional: bool,
@@ -146,9 +146,9 @@ impl Loader {
         self.has_task_storage
     }
 
-    /// How many arguments the probes of a tracepoint get, or `None` where this kernel has no such tracepoint.
-    pub fn tracepoint_arguments(&self, tracepoint: &str) -> Option<usize> {
-        self.btf.arguments(tracepoint)
+    /// The kernel's types.
+    pub fn btf(&self) -> &Btf {
+        &self.btf
     }
 
     /// Keep the state of tasks in hashes, which can be read as a whole.

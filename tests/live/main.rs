@@ -1,5 +1,7 @@
 //! Every tool, live on the running kernel, against workloads whose truth is known.
 
+mod biolatency;
+mod biotop;
 mod cli;
 mod core;
 mod offcputime;
@@ -13,6 +15,8 @@ fn main() -> std::process::ExitCode {
     // System-wide tracers, and truths that are counts and shares of this machine: one at a time.
     arguments.test_threads = Some(1);
     let tests = [
+        biolatency::tests(),
+        biotop::tests(),
         cli::tests(),
         core::tests(),
         offcputime::tests(),

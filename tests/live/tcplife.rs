@@ -237,6 +237,6 @@ fn csv_and_columns() -> Outcome {
     let csv = text("-s")?;
     let fields = |line: &str| line.split(',').count();
     check!(csv.lines().all(|line| fields(line) == 16), "{csv}");
-    check!(csv.starts_with("time_unix_ns,time_s,pid,comm,"), "{csv}");
+    check!(csv.starts_with("time_unix_ns,since_start_ns,pid,comm,"), "{csv}");
     Ok(())
 }

@@ -35,6 +35,9 @@ macro_rules! main {
 }
 
 registry! {
+    biolatency,
+    biotop,
+    execsnoop,
     offcputime,
     opensnoop,
     profile,

@@ -444,7 +444,7 @@ pub fn run(args: Args) -> Result<()> {
     knobs.max_ns = max_ns(&args);
     knobs.filter_state = args.state.is_some();
     knobs.state_mask = args.state.unwrap_or(0);
-    knobs.prev_state_given = loader.tracepoint_arguments("sched_switch") >= Some(4);
+    knobs.prev_state_given = loader.btf().tracepoint_arguments("sched_switch") >= Some(4);
     args.stack.configure(&mut open)?;
     let hooks = if args.early_stacks { EARLY } else { loader.first_accepted(&open, &[LATE, EARLY])? };
     let walked_early = hooks.len() == EARLY.len();

@@ -37,8 +37,8 @@ pub struct Args {
     /// Only this thread
     #[arg(short, long, value_parser = cli::pid, allow_negative_numbers = true)]
     tid: Option<u32>,
-    /// Only this user id
-    #[arg(short, long)]
+    /// Only this user (id or name)
+    #[arg(short, long, value_parser = cli::user)]
     uid: Option<u32>,
     /// Only processes whose name contains this
     #[arg(short, long)]
@@ -168,7 +168,7 @@ impl Report for View {
                 Cell::Shown(format!("{:08o}", event.flags), event.flags as i64),
                 Cell::Shown(mode, event.mode.into()),
                 Cell::Text(path(text, event.path_size.into(), event.directory_size.into())),
-                callers.clone().map_or(Cell::Unknown, Cell::List),
+                callers.clone().map_or(Cell::Unknown, Cell::Lines),
             ],
         )?;
         if self.out.format() == Format::Text {

@@ -53,7 +53,7 @@ pub struct Args {
 
 const COLUMNS: &[Column] = &[
     Column::left("time_unix_ns", "TIME", 8, "when the session ended"),
-    Column::left("time_s", "TIME(s)", 9, "the same, in seconds since the tool began"),
+    Column::left("since_start_ns", "TIME(s)", 9, "the same, since the tool began"),
     Column::left("pid", "PID", 7, "process that the session belonged to"),
     Column::left("comm", "COMM", 16, "its name"),
     Column::left("uid", "UID", 7, "its user"),
@@ -111,6 +111,7 @@ impl Report for View<'_> {
         let before = event.begin_ns == 0;
         let begin_ns = if before { self.began_ns } else { event.begin_ns };
         let duration_ms = event.end_ns.saturating_sub(begin_ns) as f64 / 1e6;
+        let since_start_ns = event.end_ns.saturating_sub(self.began_ns);
         let end_unix_ns = self.clock.unix_ns(event.end_ns);
         let (local, remote) = (address(event.family, &event.local), address(event.family, &event.remote));
         let known = event.pid != 0;
@@ -119,7 +120,7 @@ impl Report for View<'_> {
             &mut self.out,
             &[
                 Cell::Shown(time::time_of_day(end_unix_ns), end_unix_ns as i64),
-                Cell::Float(event.end_ns.saturating_sub(self.began_ns) as f64 / 1e9, 6),
+                Cell::Shown(format!("{:.3}", since_start_ns as f64 / 1e9), since_start_ns as i64),
                 if known { Cell::Uint(event.pid.into()) } else { Cell::Unknown },
                 if known { Cell::Text(Text::from_c(&event.comm)) } else { Cell::Unknown },
                 if known { Cell::Uint(event.uid.into()) } else { Cell::Unknown },
@@ -178,7 +179,7 @@ pub fn run(args: Args) -> Result<()> {
 
     let shown = |key: &str| match key {
         "time_unix_ns" => args.time,
-        "time_s" => args.timestamp,
+        "since_start_ns" => args.timestamp,
         "ip_version" => args.wide,
         "uid" | "sent_bytes" | "received_bytes" | "started_before" => false,
         _ => true,

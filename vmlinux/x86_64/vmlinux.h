@@ -11,8 +11,33 @@ struct address_space;
 struct assoc_array_ptr;
 struct attribute_group;
 struct audit_context;
+struct audit_names;
+struct backing_dev_info;
+struct badblocks;
+struct balance_callback;
+struct bio;
+struct bio_alloc_cache;
+struct bio_integrity_payload;
 struct bio_list;
+struct bio_set;
+struct bio_vec;
+struct blk_flush_queue;
+struct blk_independent_access_ranges;
+struct blk_mq_ctx;
+struct blk_mq_hw_ctx;
+struct blk_mq_ops;
+struct blk_mq_tag_set;
+struct blk_mq_tags;
 struct blk_plug;
+struct blk_queue_stats;
+struct blk_trace;
+struct blkcg;
+struct blkcg_gq;
+struct blkcg_policy_data;
+struct blkg_iostat_set;
+struct blkg_policy_data;
+struct block_device;
+struct block_device_operations;
 struct bpf_local_storage;
 struct bpf_net_context;
 struct bpf_prog;
@@ -23,6 +48,7 @@ struct bus_type;
 struct callback_head;
 struct capture_control;
 struct cdev;
+struct cdrom_device_info;
 struct cfs_rq;
 struct cgroup;
 struct cgroup_namespace;
@@ -35,6 +61,9 @@ struct cma;
 struct compat_robust_list_head;
 struct completion;
 struct completion_list;
+struct cpu_stop_done;
+struct cpuidle_state;
+struct cpumask;
 struct cred;
 struct css_rstat_cpu;
 struct css_set;
@@ -58,8 +87,10 @@ struct device_node;
 struct device_physical_location;
 struct device_private;
 struct device_type;
+struct disk_events;
 struct dma_map_ops;
 struct dst_entry;
+struct elevator_queue;
 struct em_perf_domain;
 struct event_filter;
 struct fasync_struct;
@@ -95,7 +126,9 @@ struct inet_timewait_death_row;
 struct inode;
 struct internal_state;
 struct io_bitmap;
+struct io_comp_batch;
 struct io_context;
+struct io_cq;
 struct io_restriction;
 struct io_tlb_mem;
 struct io_uring_task;
@@ -136,9 +169,11 @@ struct kset;
 struct ldt_struct;
 struct linux_binfmt;
 struct list_head;
+struct llist_head;
 struct llist_node;
 struct mem_cgroup;
 struct mempolicy;
+struct mempool;
 struct mm_cid_pcpu;
 struct mm_struct;
 struct mmu_notifier_subscriptions;
@@ -192,14 +227,18 @@ struct rb_node;
 struct rb_node_linked;
 struct rcu_node;
 struct reclaim_state;
+struct request;
+struct request_queue;
 struct request_sock;
 struct restart_block;
 struct rhash_head;
 struct rhashtable;
 struct rhlist_head;
 struct robust_list_head;
+struct root_domain;
 struct rq;
 struct rq_flags;
+struct rq_qos;
 struct rseq;
 struct rt_mutex_waiter;
 struct rwsem_waiter;
@@ -207,9 +246,11 @@ struct saved_syn;
 struct sched_cache_group;
 struct sched_class;
 struct sched_dl_entity;
+struct sched_domain;
 struct sched_entity;
 struct sched_rt_entity;
 struct scx_dispatch_q;
+struct scx_dsq_pcpu;
 struct scx_sched;
 struct seccomp_filter;
 struct sem_undo_list;
@@ -238,8 +279,10 @@ struct tcp_fastopen_request;
 struct tcp_md5sig_info;
 struct tcp_sock_af_ops;
 struct tcp_ulp_ops;
+struct throtl_data;
 struct time_namespace;
 struct timer_list;
+struct timer_rand_state;
 struct trace_event_call;
 struct tracepoint_ext;
 struct tracepoint_func;
@@ -252,6 +295,7 @@ struct uts_namespace;
 struct vdso_image;
 struct vfsmount;
 struct virtqueue;
+struct vm_area_struct;
 struct vm_struct;
 struct wake_irq;
 struct wake_q_node;
@@ -853,6 +897,12 @@ struct wait_queue_head {
 
 typedef struct wait_queue_head wait_queue_head_t;
 
+struct bio_vec {
+	struct page *bv_page;
+	unsigned int bv_len;
+	unsigned int bv_offset;
+};
+
 typedef int (*request_key_actor_t)(struct key *, void *);
 
 struct lock_class_key {};
@@ -976,7 +1026,14 @@ typedef struct {
 	long unsigned int sig[1];
 } sigset_t;
 
+struct rlimit {
+	__kernel_ulong_t rlim_cur;
+	__kernel_ulong_t rlim_max;
+};
+
 typedef void percpu_ref_func_t(struct percpu_ref *);
+
+typedef u64 sector_t;
 
 typedef unsigned int gfp_t;
 
@@ -1295,6 +1352,14 @@ struct cgroup_file {
 
 typedef __u32 __be32;
 
+typedef unsigned int blk_qc_t;
+
+typedef void bio_end_io_t(struct bio *);
+
+typedef void *mempool_alloc_t(gfp_t, void *);
+
+typedef void mempool_free_t(void *, void *);
+
 enum bpf_map_type {
 	BPF_MAP_TYPE_UNSPEC = 0,
 	BPF_MAP_TYPE_HASH = 1,
@@ -1359,6 +1424,10 @@ struct rhlist_head {
 typedef struct {
 	local_t a;
 } local64_t;
+
+typedef unsigned int blk_mode_t;
+
+typedef u8 blk_status_t;
 
 typedef __u16 __be16;
 
@@ -1916,6 +1985,13 @@ typedef struct {
 	u64 key[2];
 } siphash_key_t;
 
+struct delayed_work {
+	struct work_struct work;
+	struct timer_list timer;
+	struct workqueue_struct *wq;
+	int cpu;
+};
+
 typedef u8 dscp_t;
 
 typedef __u64 __be64;
@@ -1969,6 +2045,8 @@ struct flowi6 {
 	union flowi_uli uli;
 	__u32 mp_hash;
 };
+
+struct lockdep_map {};
 
 struct thread_info {
 	long unsigned int flags;
@@ -3087,6 +3165,8 @@ struct perf_event {
 
 typedef u32 uint32_t;
 
+typedef struct cpumask *cpumask_var_t;
+
 struct kernel_siginfo {
 	struct {
 		int si_signo;
@@ -3105,6 +3185,16 @@ enum {
 struct percpu_ref {
 	long unsigned int percpu_count_ptr;
 	struct percpu_ref_data *data;
+};
+
+enum rw_hint {
+	WRITE_LIFE_NOT_SET = 0,
+	WRITE_LIFE_NONE = 1,
+	WRITE_LIFE_SHORT = 2,
+	WRITE_LIFE_MEDIUM = 3,
+	WRITE_LIFE_LONG = 4,
+	WRITE_LIFE_EXTREME = 5,
+	WRITE_LIFE_HINT_NR = 6,
 };
 
 struct vfsmount {
@@ -3129,6 +3219,28 @@ enum {
 	TCP_NEW_SYN_RECV = 12,
 	TCP_BOUND_INACTIVE = 13,
 	TCP_MAX_STATES = 14,
+};
+
+struct uclamp_bucket {
+	long unsigned int value: 11;
+	long unsigned int tasks: 53;
+};
+
+struct uclamp_rq {
+	unsigned int value;
+	struct uclamp_bucket bucket[5];
+};
+
+struct pin_cookie {};
+
+struct rq_flags {
+	long unsigned int flags;
+	struct pin_cookie cookie;
+	unsigned int clock_update_flags;
+};
+
+struct plist_head {
+	struct list_head node_list;
 };
 
 struct rcu_work {
@@ -3248,10 +3360,54 @@ struct cgroup {
 	long: 64;
 };
 
+typedef __u32 blk_opf_t;
+
+struct bvec_iter {
+	sector_t bi_sector;
+	unsigned int bi_size;
+	unsigned int bi_idx;
+	unsigned int bi_bvec_done;
+} __attribute__((packed));
+
+struct bio {
+	struct bio *bi_next;
+	struct block_device *bi_bdev;
+	blk_opf_t bi_opf;
+	short unsigned int bi_flags;
+	short unsigned int bi_ioprio;
+	enum rw_hint bi_write_hint;
+	u8 bi_write_stream;
+	blk_status_t bi_status;
+	u8 bi_bvec_gap_bit;
+	atomic_t __bi_remaining;
+	struct bio_vec *bi_io_vec;
+	struct bvec_iter bi_iter;
+	union {
+		blk_qc_t bi_cookie;
+		unsigned int __bi_nr_segments;
+	};
+	bio_end_io_t *bi_end_io;
+	void *bi_private;
+	struct blkcg_gq *bi_blkg;
+	u64 issue_time_ns;
+	u64 bi_iocost_cost;
+	struct bio_integrity_payload *bi_integrity;
+	short unsigned int bi_vcnt;
+	short unsigned int bi_max_vecs;
+	atomic_t __bi_cnt;
+	struct bio_set *bi_pool;
+};
+
 struct msi_dev_domain {
 	struct xarray store;
 	struct irq_domain *domain;
 };
+
+typedef void (*smp_call_func_t)(void *);
+
+typedef struct __call_single_data call_single_data_t;
+
+struct u64_stats_sync {};
 
 typedef s32 int32_t;
 
@@ -3342,6 +3498,19 @@ enum {
 	IPPROTO_MAX = 263,
 };
 
+struct mempool {
+	spinlock_t lock;
+	int min_nr;
+	int curr_nr;
+	void **elements;
+	void *pool_data;
+	mempool_alloc_t *alloc;
+	mempool_free_t *free;
+	wait_queue_head_t wait;
+};
+
+typedef struct mempool mempool_t;
+
 struct action_cache {
 	long unsigned int allow_native[8];
 	long unsigned int allow_compat[8];
@@ -3358,6 +3527,71 @@ struct seccomp_filter {
 	struct notification *notif;
 	struct mutex notify_lock;
 	wait_queue_head_t wqh;
+};
+
+typedef __u32 req_flags_t;
+
+enum mq_rq_state {
+	MQ_RQ_IDLE = 0,
+	MQ_RQ_IN_FLIGHT = 1,
+	MQ_RQ_COMPLETE = 2,
+};
+
+enum rq_end_io_ret {
+	RQ_END_IO_NONE = 0,
+	RQ_END_IO_FREE = 1,
+};
+
+typedef enum rq_end_io_ret rq_end_io_fn(struct request *, blk_status_t, const struct io_comp_batch *);
+
+struct request {
+	struct request_queue *q;
+	struct blk_mq_ctx *mq_ctx;
+	struct blk_mq_hw_ctx *mq_hctx;
+	blk_opf_t cmd_flags;
+	req_flags_t rq_flags;
+	int tag;
+	int internal_tag;
+	unsigned int timeout;
+	unsigned int __data_len;
+	sector_t __sector;
+	struct bio *bio;
+	struct bio *biotail;
+	union {
+		struct list_head queuelist;
+		struct request *rq_next;
+	};
+	struct block_device *part;
+	u64 alloc_time_ns;
+	u64 start_time_ns;
+	u64 io_start_time_ns;
+	short unsigned int wbt_flags;
+	short unsigned int stats_sectors;
+	short unsigned int nr_phys_segments;
+	short unsigned int nr_integrity_segments;
+	unsigned char phys_gap_bit;
+	enum mq_rq_state state;
+	atomic_t ref;
+	long unsigned int deadline;
+	union {
+		struct hlist_node hash;
+		struct llist_node ipi_list;
+	};
+	union {
+		struct rb_node rb_node;
+		struct bio_vec special_vec;
+	};
+	struct {
+		struct io_cq *icq;
+		void *priv[2];
+	} elv;
+	struct {
+		unsigned int seq;
+		rq_end_io_fn *saved_end_io;
+	} flush;
+	u64 fifo_time;
+	rq_end_io_fn *end_io;
+	void *end_io_data;
 };
 
 enum {
@@ -3432,6 +3666,38 @@ enum {
 	BPF_F_FAST_STACK_CMP = 512,
 	BPF_F_REUSE_STACKID = 1024,
 	BPF_F_USER_BUILD_ID = 2048,
+};
+
+struct linux_binprm {
+	struct vm_area_struct *vma;
+	long unsigned int vma_pages;
+	long unsigned int argmin;
+	struct mm_struct *mm;
+	struct mm_struct *old_mm;
+	struct user_namespace *user_ns;
+	long unsigned int p;
+	unsigned int have_execfd: 1;
+	unsigned int execfd_creds: 1;
+	unsigned int secureexec: 1;
+	unsigned int point_of_no_return: 1;
+	unsigned int comm_from_dentry: 1;
+	unsigned int is_check: 1;
+	struct file *executable;
+	struct file *interpreter;
+	struct file *file;
+	struct cred *cred;
+	int unsafe;
+	unsigned int per_clear;
+	int argc;
+	int envc;
+	const char *filename;
+	const char *interp;
+	const char *fdpath;
+	unsigned int interp_flags;
+	int execfd;
+	long unsigned int exec;
+	struct rlimit rlim_stack;
+	char buf[256];
 };
 
 struct mount {
@@ -3575,6 +3841,147 @@ struct pid {
 	struct upid numbers[0];
 };
 
+typedef unsigned int blk_features_t;
+
+typedef unsigned int blk_flags_t;
+
+enum blk_integrity_checksum {
+	BLK_INTEGRITY_CSUM_NONE = 0,
+	BLK_INTEGRITY_CSUM_IP = 1,
+	BLK_INTEGRITY_CSUM_CRC = 2,
+	BLK_INTEGRITY_CSUM_CRC64 = 3,
+};
+
+struct blk_integrity {
+	unsigned char flags;
+	enum blk_integrity_checksum csum_type;
+	unsigned char metadata_size;
+	unsigned char pi_offset;
+	unsigned char interval_exp;
+	unsigned char tag_size;
+	unsigned char pi_tuple_size;
+};
+
+struct queue_limits {
+	blk_features_t features;
+	blk_flags_t flags;
+	long unsigned int seg_boundary_mask;
+	long unsigned int virt_boundary_mask;
+	unsigned int max_hw_sectors;
+	unsigned int max_dev_sectors;
+	unsigned int chunk_sectors;
+	unsigned int max_sectors;
+	unsigned int max_user_sectors;
+	unsigned int max_segment_size;
+	unsigned int max_fast_segment_size;
+	unsigned int physical_block_size;
+	unsigned int logical_block_size;
+	unsigned int alignment_offset;
+	unsigned int io_min;
+	unsigned int io_opt;
+	unsigned int max_discard_sectors;
+	unsigned int max_hw_discard_sectors;
+	unsigned int max_user_discard_sectors;
+	unsigned int max_secure_erase_sectors;
+	unsigned int max_write_zeroes_sectors;
+	unsigned int max_wzeroes_unmap_sectors;
+	unsigned int max_hw_wzeroes_unmap_sectors;
+	unsigned int max_user_wzeroes_unmap_sectors;
+	unsigned int max_hw_zone_append_sectors;
+	unsigned int max_zone_append_sectors;
+	unsigned int discard_granularity;
+	unsigned int discard_alignment;
+	unsigned int zone_write_granularity;
+	unsigned int atomic_write_hw_max;
+	unsigned int atomic_write_max_sectors;
+	unsigned int atomic_write_hw_boundary;
+	unsigned int atomic_write_boundary_sectors;
+	unsigned int atomic_write_hw_unit_min;
+	unsigned int atomic_write_unit_min;
+	unsigned int atomic_write_hw_unit_max;
+	unsigned int atomic_write_unit_max;
+	short unsigned int max_segments;
+	short unsigned int max_integrity_segments;
+	short unsigned int max_discard_segments;
+	short unsigned int max_write_streams;
+	unsigned int write_stream_granularity;
+	unsigned int max_open_zones;
+	unsigned int max_active_zones;
+	unsigned int dma_alignment;
+	unsigned int dma_pad_mask;
+	struct blk_integrity integrity;
+};
+
+struct request_queue {
+	void *queuedata;
+	struct elevator_queue *elevator;
+	const struct blk_mq_ops *mq_ops;
+	struct blk_mq_ctx *queue_ctx;
+	long unsigned int queue_flags;
+	unsigned int rq_timeout;
+	unsigned int queue_depth;
+	refcount_t refs;
+	unsigned int nr_hw_queues;
+	struct blk_mq_hw_ctx **queue_hw_ctx;
+	struct percpu_ref q_usage_counter;
+	struct lock_class_key io_lock_cls_key;
+	struct lockdep_map io_lockdep_map;
+	struct lock_class_key q_lock_cls_key;
+	struct lockdep_map q_lockdep_map;
+	struct request *last_merge;
+	spinlock_t queue_lock;
+	int quiesce_depth;
+	struct gendisk *disk;
+	struct kobject *mq_kobj;
+	struct queue_limits limits;
+	struct device *dev;
+	enum rpm_status rpm_status;
+	atomic_t pm_only;
+	struct blk_queue_stats *stats;
+	struct rq_qos *rq_qos;
+	struct mutex rq_qos_mutex;
+	int id;
+	unsigned int nr_requests;
+	unsigned int async_depth;
+	struct timer_list timeout;
+	struct work_struct timeout_work;
+	atomic_t nr_active_requests_shared_tags;
+	struct blk_mq_tags *sched_shared_tags;
+	struct list_head icq_list;
+	long unsigned int blkcg_pols[1];
+	struct blkcg_gq *root_blkg;
+	struct list_head blkg_list;
+	struct mutex blkcg_mutex;
+	int node;
+	spinlock_t requeue_lock;
+	struct list_head requeue_list;
+	struct delayed_work requeue_work;
+	struct blk_trace *blk_trace;
+	struct blk_flush_queue *fq;
+	struct list_head flush_list;
+	struct mutex elevator_lock;
+	struct mutex sysfs_lock;
+	struct mutex limits_lock;
+	struct list_head unused_hctx_list;
+	spinlock_t unused_hctx_lock;
+	int mq_freeze_depth;
+	struct throtl_data *td;
+	struct callback_head callback_head;
+	wait_queue_head_t mq_freeze_wq;
+	struct mutex mq_freeze_lock;
+	struct blk_mq_tag_set *tag_set;
+	struct list_head tag_set_list;
+	struct dentry *debugfs_dir;
+	struct dentry *sched_debugfs_dir;
+	struct dentry *rqos_debugfs_dir;
+	struct mutex debugfs_mutex;
+};
+
+struct bio_list {
+	struct bio *head;
+	struct bio *tail;
+};
+
 struct kernfs_node {
 	atomic_t count;
 	atomic_t active;
@@ -3660,6 +4067,67 @@ struct socket_wq {
 	long: 64;
 };
 
+struct bio_set {
+	struct kmem_cache *bio_slab;
+	unsigned int front_pad;
+	struct bio_alloc_cache *cache;
+	mempool_t bio_pool;
+	mempool_t bvec_pool;
+	unsigned int back_pad;
+	spinlock_t rescue_lock;
+	struct bio_list rescue_list;
+	struct work_struct rescue_work;
+	struct workqueue_struct *rescue_workqueue;
+	struct hlist_node cpuhp_dead;
+};
+
+struct gendisk {
+	int major;
+	int first_minor;
+	int minors;
+	char disk_name[32];
+	short unsigned int events;
+	short unsigned int event_flags;
+	struct xarray part_tbl;
+	struct block_device *part0;
+	const struct block_device_operations *fops;
+	struct request_queue *queue;
+	void *private_data;
+	struct bio_set bio_split;
+	int flags;
+	long unsigned int state;
+	struct mutex open_mutex;
+	unsigned int open_partitions;
+	struct backing_dev_info *bdi;
+	struct kobject queue_kobj;
+	struct kobject *slave_dir;
+	struct list_head slave_bdevs;
+	struct timer_rand_state *random;
+	struct disk_events *ev;
+	unsigned int nr_zones;
+	unsigned int zone_capacity;
+	unsigned int last_zone_capacity;
+	u8 *zones_cond;
+	unsigned int zone_wplugs_hash_bits;
+	atomic_t nr_zone_wplugs;
+	spinlock_t zone_wplugs_hash_lock;
+	struct mempool *zone_wplugs_pool;
+	struct hlist_head *zone_wplugs_hash;
+	struct workqueue_struct *zone_wplugs_wq;
+	spinlock_t zone_wplugs_list_lock;
+	struct list_head zone_wplugs_list;
+	struct task_struct *zone_wplugs_worker;
+	struct completion zone_wplugs_worker_bio_done;
+	struct cdrom_device_info *cdi;
+	int node_id;
+	struct badblocks *bb;
+	struct lockdep_map lockdep_map;
+	u64 diskseq;
+	blk_mode_t open_mode;
+	struct blk_independent_access_ranges *ia_ranges;
+	struct mutex rqos_state_mutex;
+};
+
 typedef struct {
 	unsigned char op;
 	unsigned char bits;
@@ -3742,6 +4210,12 @@ struct minmax_sample {
 struct tcp_sack_block {
 	u32 start_seq;
 	u32 end_seq;
+};
+
+struct __call_single_data {
+	struct __call_single_node node;
+	smp_call_func_t func;
+	void *info;
 };
 
 struct fastopen_queue {
@@ -4116,7 +4590,15 @@ enum sock_flags {
 	SOCK_TIMESTAMPING_ANY = 29,
 };
 
+typedef int (*cpu_stop_fn_t)(void *);
+
 typedef long unsigned int ulg;
+
+struct __filename_head {
+	const char *name;
+	int refcnt;
+	struct audit_names *aname;
+};
 
 struct ratelimit_state {
 	raw_spinlock_t lock;
@@ -4150,6 +4632,64 @@ struct arch_specific_insn {
 	int tp_len;
 };
 
+struct balance_callback {
+	struct balance_callback *next;
+	void (*func)(struct rq *);
+};
+
+struct blkcg {
+	struct cgroup_subsys_state css;
+	spinlock_t lock;
+	refcount_t online_pin;
+	atomic_t congestion_count;
+	struct xarray blkg_tree;
+	struct blkcg_gq *blkg_hint;
+	struct hlist_head blkg_list;
+	struct blkcg_policy_data *cpd[6];
+	struct list_head all_blkcgs_node;
+	struct llist_head *lhead;
+	struct list_head cgwb_list;
+};
+
+struct blkg_iostat {
+	u64 bytes[3];
+	u64 ios[3];
+};
+
+struct blkg_iostat_set {
+	struct u64_stats_sync sync;
+	struct blkcg_gq *blkg;
+	struct llist_node lnode;
+	int lqueued;
+	struct blkg_iostat cur;
+	struct blkg_iostat last;
+};
+
+struct blkcg_gq {
+	struct request_queue *q;
+	struct list_head q_node;
+	struct hlist_node blkcg_node;
+	struct blkcg *blkcg;
+	struct blkcg_gq *parent;
+	struct percpu_ref refcnt;
+	bool online;
+	struct blkg_iostat_set *iostat_cpu;
+	struct blkg_iostat_set iostat;
+	struct blkg_policy_data *pd[6];
+	spinlock_t async_bio_lock;
+	struct bio_list async_bios;
+	union {
+		struct work_struct async_bio_work;
+		struct work_struct free_work;
+	};
+	atomic_t use_delay;
+	atomic64_t delay_nsec;
+	atomic64_t delay_start;
+	u64 last_delay;
+	int last_use;
+	struct callback_head callback_head;
+};
+
 struct bpf_perf_event_data {
 	bpf_user_pt_regs_t regs;
 	__u64 sample_period;
@@ -4162,6 +4702,68 @@ struct bpf_raw_tracepoint_args {
 
 struct simple_xattr_cache {
 	struct rhashtable *ht;
+};
+
+struct cfs_rq {
+	struct load_weight load;
+	unsigned int nr_queued;
+	unsigned int h_nr_queued;
+	unsigned int h_nr_runnable;
+	unsigned int h_nr_idle;
+	s64 sum_w_vruntime;
+	u64 sum_weight;
+	u64 zero_vruntime;
+	unsigned int sum_shift;
+	struct rb_root_cached tasks_timeline;
+	struct sched_entity *curr;
+	struct sched_entity *next;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	struct sched_avg avg;
+	struct {
+		raw_spinlock_t lock;
+		int nr;
+		long unsigned int load_avg;
+		long unsigned int util_avg;
+		long unsigned int runnable_avg;
+		long: 64;
+		long: 64;
+		long: 64;
+		long: 64;
+	} removed;
+	u64 last_update_tg_load_avg;
+	long unsigned int tg_load_avg_contrib;
+	long int propagate;
+	long int prop_runnable_sum;
+	long unsigned int h_load;
+	u64 last_h_load_update;
+	struct sched_entity *h_load_next;
+	struct rq *rq;
+	int on_list;
+	struct list_head leaf_cfs_rq_list;
+	struct task_group *tg;
+	int idle;
+	int runtime_enabled;
+	s64 runtime_remaining;
+	u64 throttled_pelt_idle;
+	u64 throttled_clock;
+	u64 throttled_clock_pelt;
+	u64 throttled_clock_pelt_time;
+	u64 throttled_clock_self;
+	u64 throttled_clock_self_time;
+	bool throttled: 1;
+	bool pelt_clock_throttled: 1;
+	int throttle_count;
+	struct list_head throttled_list;
+	struct list_head throttled_csd_list;
+	struct list_head throttled_limbo_list;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
 };
 
 struct cgroup_root {
@@ -4189,6 +4791,14 @@ struct cpu {
 	int node_id;
 	int hotpluggable;
 	struct device dev;
+};
+
+struct cpu_stop_work {
+	struct list_head list;
+	cpu_stop_fn_t fn;
+	long unsigned int caller;
+	void *arg;
+	struct cpu_stop_done *done;
 };
 
 struct css_set {
@@ -4292,6 +4902,23 @@ struct deflate_state {
 	int bi_valid;
 };
 
+struct dl_rq {
+	struct rb_root_cached root;
+	unsigned int dl_nr_running;
+	struct {
+		u64 curr;
+		u64 next;
+	} earliest_dl;
+	bool overloaded;
+	struct sched_dl_entity *curr;
+	struct rb_root_cached pushable_dl_tasks_root;
+	u64 running_bw;
+	u64 this_bw;
+	u64 extra_bw;
+	u64 max_bw;
+	u64 bw_ratio;
+};
+
 struct event_filter {
 	struct prog_entry *prog;
 	char *filter_string;
@@ -4301,6 +4928,11 @@ enum fbq_type {
 	regular = 0,
 	remote = 1,
 	all = 2,
+};
+
+struct filename {
+	struct __filename_head;
+	const char iname[168];
 };
 
 struct fs_struct {
@@ -4374,6 +5006,83 @@ struct msi_device_data {
 	struct mutex mutex;
 	struct msi_dev_domain __domains[1];
 	long unsigned int __iter_idx;
+};
+
+enum nfs_opnum4 {
+	OP_ACCESS = 3,
+	OP_CLOSE = 4,
+	OP_COMMIT = 5,
+	OP_CREATE = 6,
+	OP_DELEGPURGE = 7,
+	OP_DELEGRETURN = 8,
+	OP_GETATTR = 9,
+	OP_GETFH = 10,
+	OP_LINK = 11,
+	OP_LOCK = 12,
+	OP_LOCKT = 13,
+	OP_LOCKU = 14,
+	OP_LOOKUP = 15,
+	OP_LOOKUPP = 16,
+	OP_NVERIFY = 17,
+	OP_OPEN = 18,
+	OP_OPENATTR = 19,
+	OP_OPEN_CONFIRM = 20,
+	OP_OPEN_DOWNGRADE = 21,
+	OP_PUTFH = 22,
+	OP_PUTPUBFH = 23,
+	OP_PUTROOTFH = 24,
+	OP_READ = 25,
+	OP_READDIR = 26,
+	OP_READLINK = 27,
+	OP_REMOVE = 28,
+	OP_RENAME = 29,
+	OP_RENEW = 30,
+	OP_RESTOREFH = 31,
+	OP_SAVEFH = 32,
+	OP_SECINFO = 33,
+	OP_SETATTR = 34,
+	OP_SETCLIENTID = 35,
+	OP_SETCLIENTID_CONFIRM = 36,
+	OP_VERIFY = 37,
+	OP_WRITE = 38,
+	OP_RELEASE_LOCKOWNER = 39,
+	OP_BACKCHANNEL_CTL = 40,
+	OP_BIND_CONN_TO_SESSION = 41,
+	OP_EXCHANGE_ID = 42,
+	OP_CREATE_SESSION = 43,
+	OP_DESTROY_SESSION = 44,
+	OP_FREE_STATEID = 45,
+	OP_GET_DIR_DELEGATION = 46,
+	OP_GETDEVICEINFO = 47,
+	OP_GETDEVICELIST = 48,
+	OP_LAYOUTCOMMIT = 49,
+	OP_LAYOUTGET = 50,
+	OP_LAYOUTRETURN = 51,
+	OP_SECINFO_NO_NAME = 52,
+	OP_SEQUENCE = 53,
+	OP_SET_SSV = 54,
+	OP_TEST_STATEID = 55,
+	OP_WANT_DELEGATION = 56,
+	OP_DESTROY_CLIENTID = 57,
+	OP_RECLAIM_COMPLETE = 58,
+	OP_ALLOCATE = 59,
+	OP_COPY = 60,
+	OP_COPY_NOTIFY = 61,
+	OP_DEALLOCATE = 62,
+	OP_IO_ADVISE = 63,
+	OP_LAYOUTERROR = 64,
+	OP_LAYOUTSTATS = 65,
+	OP_OFFLOAD_CANCEL = 66,
+	OP_OFFLOAD_STATUS = 67,
+	OP_READ_PLUS = 68,
+	OP_SEEK = 69,
+	OP_WRITE_SAME = 70,
+	OP_CLONE = 71,
+	OP_GETXATTR = 72,
+	OP_SETXATTR = 73,
+	OP_LISTXATTRS = 74,
+	OP_REMOVEXATTR = 75,
+	OP_ILLEGAL = 10044,
 };
 
 struct nsproxy {
@@ -4462,6 +5171,208 @@ struct port {
 	bool outvq_full;
 	bool host_connected;
 	bool guest_connected;
+};
+
+struct rt_prio_array {
+	long unsigned int bitmap[2];
+	struct list_head queue[100];
+};
+
+struct rt_rq {
+	struct rt_prio_array active;
+	unsigned int rt_nr_running;
+	unsigned int rr_nr_running;
+	struct {
+		int curr;
+		int next;
+	} highest_prio;
+	bool overloaded;
+	struct plist_head pushable_tasks;
+	int rt_queued;
+	struct task_group *tg;
+};
+
+struct scx_dispatch_q {
+	raw_spinlock_t lock;
+	struct task_struct *first_task;
+	struct list_head list;
+	struct rb_root priq;
+	u32 nr;
+	u32 seq;
+	u64 id;
+	struct rhash_head hash_node;
+	struct llist_node free_node;
+	struct scx_sched *sched;
+	struct scx_dsq_pcpu *pcpu;
+	struct callback_head rcu;
+};
+
+struct scx_rq {
+	struct scx_dispatch_q local_dsq;
+	struct list_head runnable_list;
+	struct list_head ddsp_deferred_locals;
+	u64 extra_enq_flags;
+	u32 nr_running;
+	u32 cpuperf_target;
+	bool in_select_cpu;
+	bool cpu_released;
+	u32 flags;
+	u32 nr_immed;
+	u64 clock;
+	cpumask_var_t cpus_to_kick;
+	cpumask_var_t cpus_to_kick_if_idle;
+	cpumask_var_t cpus_to_preempt;
+	cpumask_var_t cpus_to_wait;
+	cpumask_var_t cpus_to_sync;
+	bool kick_sync_pending;
+	long unsigned int kick_sync;
+	struct task_struct *sub_dispatch_prev;
+	raw_spinlock_t deferred_reenq_lock;
+	u64 deferred_reenq_locals_seq;
+	struct list_head deferred_reenq_locals;
+	struct list_head deferred_reenq_users;
+	struct balance_callback deferred_bal_cb;
+	struct balance_callback kick_sync_bal_cb;
+	struct irq_work deferred_irq_work;
+	struct irq_work kick_cpus_irq_work;
+};
+
+struct rq {
+	unsigned int nr_running;
+	unsigned int nr_numa_running;
+	unsigned int nr_preferred_running;
+	unsigned int ttwu_pending;
+	long unsigned int cpu_capacity;
+	union {
+		struct task_struct *donor;
+		struct task_struct *curr;
+	};
+	struct task_struct *idle;
+	long: 64;
+	long: 64;
+	long: 64;
+	u64 nr_switches;
+	raw_spinlock_t __lock;
+	unsigned int nohz_tick_stopped;
+	atomic_t nohz_flags;
+	unsigned int has_blocked_load;
+	long unsigned int last_blocked_load_update_tick;
+	call_single_data_t nohz_csd;
+	struct uclamp_rq uclamp[2];
+	unsigned int uclamp_flags;
+	long: 64;
+	long: 64;
+	long: 64;
+	struct cfs_rq cfs;
+	struct rt_rq rt;
+	struct dl_rq dl;
+	struct scx_rq scx;
+	struct sched_dl_entity ext_server;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	raw_spinlock_t cpu_epoch_lock;
+	u64 cpu_runtime;
+	long unsigned int cpu_epoch;
+	long unsigned int cpu_epoch_next;
+	struct sched_dl_entity fair_server;
+	struct list_head leaf_cfs_rq_list;
+	struct list_head *tmp_alone_branch;
+	unsigned int numa_migrate_on;
+	unsigned int nr_pref_llc_running;
+	unsigned int nr_llc_running;
+	long unsigned int nr_uninterruptible;
+	struct sched_dl_entity *dl_server;
+	struct task_struct *stop;
+	const struct sched_class *next_class;
+	long unsigned int next_balance;
+	struct mm_struct *prev_mm;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	u64 clock_task;
+	u64 clock_pelt;
+	u64 clock;
+	long unsigned int lost_idle_time;
+	unsigned int clock_update_flags;
+	u64 clock_pelt_idle;
+	u64 clock_idle;
+	u64 last_seen_need_resched_ns;
+	int ticks_without_resched;
+	int membarrier_state;
+	struct root_domain *rd;
+	struct sched_domain *sd;
+	struct balance_callback *balance_callback;
+	unsigned char nohz_idle_balance;
+	unsigned char idle_balance;
+	long unsigned int misfit_task_load;
+	int active_balance;
+	int push_cpu;
+	struct cpu_stop_work active_balance_work;
+	int cpu;
+	int online;
+	struct list_head cfs_tasks;
+	struct sched_avg avg_rt;
+	struct sched_avg avg_dl;
+	u64 idle_stamp;
+	u64 avg_idle;
+	u64 max_idle_balance_cost;
+	struct rcuwait hotplug_wait;
+	u64 prev_steal_time;
+	long unsigned int calc_load_update;
+	long int calc_load_active;
+	long: 64;
+	call_single_data_t hrtick_csd;
+	struct hrtimer hrtick_timer;
+	ktime_t hrtick_time;
+	ktime_t hrtick_delay;
+	unsigned int hrtick_sched;
+	struct sched_info rq_sched_info;
+	long long unsigned int rq_cpu_time;
+	unsigned int yld_count;
+	unsigned int sched_count;
+	unsigned int sched_goidle;
+	unsigned int ttwu_count;
+	unsigned int ttwu_local;
+	struct cpuidle_state *idle_state;
+	unsigned int nr_pinned;
+	unsigned int push_busy;
+	struct cpu_stop_work push_work;
+	cpumask_var_t scratch_mask;
+	long: 64;
+	long: 64;
+	call_single_data_t cfsb_csd;
+	struct list_head cfsb_csd_list;
+	atomic_t nr_iowait;
+	long: 64;
+};
+
+enum rqf_flags {
+	__RQF_STARTED = 0,
+	__RQF_FLUSH_SEQ = 1,
+	__RQF_MIXED_MERGE = 2,
+	__RQF_DONTPREP = 3,
+	__RQF_SCHED_TAGS = 4,
+	__RQF_USE_SCHED = 5,
+	__RQF_FAILED = 6,
+	__RQF_QUIET = 7,
+	__RQF_IO_STAT = 8,
+	__RQF_PM = 9,
+	__RQF_HASHED = 10,
+	__RQF_STATS = 11,
+	__RQF_SPECIAL_PAYLOAD = 12,
+	__RQF_ZONE_WRITE_PLUGGING = 13,
+	__RQF_TIMED_OUT = 14,
+	__RQF_RESV = 15,
+	__RQF_BITS = 16,
 };
 
 struct slot {
