@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
+use std::process::ChildStdout;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -67,14 +68,16 @@ fn connections_by_raw_tracepoint() -> Outcome {
 
 struct Peer {
     process: Guard,
+    lines: BufReader<ChildStdout>,
     port: u16,
 }
 
 fn peer(args: &[&str]) -> Outcome<Peer> {
     let mut process = Guard::workload("tcppeer", args)?;
+    let mut lines = BufReader::new(process.0.stdout.take().ok_or("no stdout")?);
     let mut line = String::new();
-    BufReader::new(process.0.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
-    Ok(Peer { process, port: line.trim().parse()? })
+    lines.read_line(&mut line)?;
+    Ok(Peer { process, lines, port: line.trim().parse()? })
 }
 
 /// Send so many bytes, read the whole reply.
@@ -162,6 +165,8 @@ fn a_session_that_is_reset_belongs_to_who_holds_it() -> Outcome {
     let tool = Tool::new("tcplife").args("--json").start()?;
     let client = TcpStream::connect(("127.0.0.1", server.port))?;
     let port = client.local_addr()?.port();
+    // A connection that is reset before it is accepted never has an owner.
+    server.lines.read_line(&mut String::new())?;
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     nix::sys::socket::setsockopt(&client, nix::sys::socket::sockopt::Linger, &linger)?;
     drop(client);
