@@ -304,9 +304,7 @@ impl Loader {
             }
         }
         let knobs = Knobs::of(object)?;
-        // Tracing programs came to socket storage in the same release as to task storage.
-        knobs.set_if_there("use_task_storage", &[u8::from(has_storage)])?;
-        knobs.set_if_there("use_sock_storage", &[u8::from(has_storage)])?;
+        knobs.set_if_there("use_local_storage", &[u8::from(has_storage)])?;
         knobs.set_if_there("stream_perf", &[u8::from(self.perf)])?;
         knobs.set_if_there("stream_wakeup_bytes", &(u64::from(self.tool.buffer) << 9).to_ne_bytes())?;
         Ok(())
