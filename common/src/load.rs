@@ -16,6 +16,7 @@ use libbpf_rs::{MapType, OpenObject, PrintLevel};
 use crate::cli::{Tool, Transport};
 use crate::fault::{unsupported, usage};
 use crate::kernel::{self, Btf};
+use crate::out::warn;
 use crate::target::Target;
 
 /// How a program can be hooked into the kernel, in the order of preference.
@@ -105,7 +106,7 @@ fn keep_message(_: PrintLevel, message: String) {
 }
 
 fn print_message(_: PrintLevel, message: String) {
-    eprint!("{message}");
+    warn(message.trim_end());
 }
 
 impl Loader {
@@ -312,7 +313,7 @@ impl Loader {
 
     fn say(&self, message: impl FnOnce() -> String) {
         if self.tool.verbose {
-            eprintln!("{}", message());
+            warn(message());
         }
     }
 

@@ -147,7 +147,7 @@ pub fn run(args: Args) -> Result<()> {
     let loaded = loader.load(open, hooks, &target)?;
 
     if let Some(remark) = named.and_then(|named| named.remark) {
-        eprintln!("{remark}");
+        out::warn(remark);
     }
     let format = if args.json_lines { Format::Json } else { args.output.format() };
     let mut view = View {
