@@ -65,6 +65,8 @@ pub enum Cell<'a> {
     Shown(String, i64),
     /// Whether something holds: its own text or nothing for people.
     Flag(&'a str, bool),
+    /// Not known to machines (null in JSON, empty in CSV), but this much to people.
+    AtLeast(String),
     /// Not known: `-` in text, null in JSON, empty in CSV.
     Unknown,
 }
@@ -81,6 +83,7 @@ impl Cell<'_> {
             Self::List(texts) => line.write_all(joined(texts).as_bytes()),
             Self::Shown(text, _) => write!(line, "{text}"),
             Self::Flag(text, set) => write!(line, "{}", if *set { text } else { "" }),
+            Self::AtLeast(text) => write!(line, "{text}"),
             Self::Unknown => write!(line, "-"),
         };
     }
@@ -98,7 +101,7 @@ impl Cell<'_> {
                 serde_json::to_writer(line, &texts).map_err(io::Error::from)
             }
             Self::Flag(_, set) => write!(line, "{set}"),
-            Self::Unknown => write!(line, "null"),
+            Self::Unknown | Self::AtLeast(_) => write!(line, "null"),
         };
     }
 
@@ -114,7 +117,7 @@ impl Cell<'_> {
                     line.append(&mut plain);
                 }
             }
-            Self::Unknown => {}
+            Self::Unknown | Self::AtLeast(_) => {}
             number => number.json(line),
         }
     }

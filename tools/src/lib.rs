@@ -38,6 +38,7 @@ registry! {
     execsnoop,
     opensnoop,
     runqlat,
+    tcplife,
 }
 
 #[cfg(test)]
