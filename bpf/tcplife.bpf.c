@@ -1,196 +1,165 @@
 // SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause)
 /*
- * TCP sessions, one event each when it is over.
+ * TCP sessions, one event each when it ends.
  *
- * A state changes either in a system call of the process that uses the socket, or in an interrupt on top of any
- * process. The kernel tells the two apart by sk_lock.owned: a process that uses a socket sets it, and an interrupt that
- * finds it set leaves the packet to that process (tcp_v4_rcv(), tcp_write_timer()). So where it is set, current is
- * a process that uses this socket, and where it is not, current means nothing.
- *
- * A session that an interrupt ends (a reset) before its process was seen waits for tcp_destroy_sock, which runs when
- * the process closes the socket.
+ * Whose a session is can only be learned where a process acts on it: the state also changes in softirq, on top of
+ * whatever runs there. A process that acts on a socket owns its lock (sk_lock.owned), and softirq never changes the
+ * state of a socket that is owned: it leaves the packet in the backlog, which the owner works off itself. So with the
+ * lock owned, current is the process; without, nobody is.
  */
+#include "filter.bpf.h"
 #include "sock_state.bpf.h"
 #include "stream.bpf.h"
-#include <bpf/bpf_endian.h>
 
-#define AF_INET	    2
-#define AF_INET6    10
-#define IPPROTO_TCP 6
-/* enum sock_flags of include/net/sock.h: a FIN was received. */
-#define SOCK_DONE   1
+#define AF_INET	  2
+#define AF_INET6  10
+#define PORTS_MAX 16
+#define SOCK_DONE 1 /* enum sock_flags: a FIN has come */
 
-/* The one process wanted, or 0; what to leave out; ports wanted, a bit each. */
-const volatile u32 wanted_pid = 0;
-const volatile u16 wanted_family = 0;
-const volatile bool by_local_port = false;
-const volatile bool by_remote_port = false;
-const volatile u64 local_ports[1024] = {};
-const volatile u64 remote_ports[1024] = {};
+/* The one address family wanted, or 0. */
+const volatile u32 wanted_family = 0;
+/* The ports wanted, up to the first 0. */
+const volatile u16 wanted_local_ports[PORTS_MAX] = {};
+const volatile u16 wanted_remote_ports[PORTS_MAX] = {};
+
+struct tcplife_session {
+	u64 begin_ns; /* when it was established, or began to be; 0 where that was before the tool began */
+	u64 end_ns;   /* when it ended, while it waits for its owner to be known */
+	u32 pid;
+	u32 uid;
+	char comm[TASK_COMM_LEN];
+};
+SOCK_STATE(tcplife_sessions, struct tcplife_session);
 
 struct tcplife_event {
-	u64 socket;
-	u64 start_ns;
+	u64 begin_ns;
 	u64 end_ns;
 	u64 sent_bytes;
 	u64 received_bytes;
-	/* 0 where no process was seen using the socket. */
 	u32 pid;
-	u32 netns;
-	u16 family;
+	u32 uid;
 	u16 local_port;
 	u16 remote_port;
-	/* It has begun and not ended; it has ended and waits for its owner; it began before the tool; it came about. */
-	u8 active;
-	u8 waiting;
-	u8 started_before;
-	u8 established;
-	u16 unused[3];
+	u16 family;
+	u16 unused;
 	u8 local[16];
 	u8 remote[16];
 	char comm[TASK_COMM_LEN];
 };
 EXPORT_TYPE(tcplife_event);
 
-SOCK_STATE(tcplife_session, struct tcplife_event);
+/* Sessions that have ended while a process not known yet holds their socket. */
+u64 tcplife_held = 0;
 
-static __always_inline void set_owner(const bool typed, const struct sock *sk, struct tcplife_event *session)
+static __always_inline bool wants_port(const volatile u16 *ports, u16 port)
 {
-	if (session->pid || !FIELD(sk, sk_lock.owned))
-		return;
-	session->pid = bpf_get_current_pid_tgid() >> 32;
+	if (!ports[0])
+		return true;
+	for (int i = 0; i < PORTS_MAX && ports[i]; i++) {
+		if (ports[i] == port)
+			return true;
+	}
+	return false;
+}
+
+static __always_inline void own(struct tcplife_session *session)
+{
+	u64 id = bpf_get_current_pid_tgid();
+
+	session->pid = id >> 32;
+	session->uid = bpf_get_current_uid_gid();
 	bpf_get_current_comm(&session->comm, sizeof(session->comm));
 }
 
-static __always_inline void begin(const struct sock *sk, struct tcplife_event *session, u64 start_ns,
-				  bool started_before)
+static __always_inline void send_end(void *ctx, struct sock *sk, struct tcplife_session *session)
 {
-	session->socket = (u64)sk;
-	session->start_ns = start_ns;
-	session->pid = 0;
-	session->active = 1;
-	session->waiting = 0;
-	session->started_before = started_before;
-	session->established = 0;
-	__builtin_memset(session->comm, 0, sizeof(session->comm));
-}
+	struct tcp_sock *tp = (void *)sk;
+	struct tcplife_event event = {};
 
-static __always_inline bool is_wanted_port(const volatile u64 *ports, u16 port)
-{
-	return ports[port >> 6] & (1ULL << (port & 63));
-}
-
-/* Addresses and counters, while the socket still has them. */
-static __always_inline void describe(const bool typed, const struct sock *sk, struct tcplife_event *session)
-{
-	struct tcp_sock *tcp = (void *)sk;
-	struct inet_sock *inet = (void *)sk;
-	u64 received = BPF_CORE_READ(tcp, bytes_received);
-
-	/* A FIN takes one number of the sequence, and is counted as a byte. */
-	if (received && (FIELD(sk, __sk_common.skc_flags) & (1UL << SOCK_DONE)))
-		received--;
-	session->received_bytes = received;
-	session->sent_bytes = BPF_CORE_READ(tcp, bytes_sent) - BPF_CORE_READ(tcp, bytes_retrans);
-	session->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
-	/* skc_num is already taken back. */
-	session->local_port = bpf_ntohs(BPF_CORE_READ(inet, inet_sport));
-	session->remote_port = bpf_ntohs(FIELD(sk, __sk_common.skc_dport));
-	session->family = FIELD(sk, __sk_common.skc_family);
-	__builtin_memset(session->local, 0, sizeof(session->local));
-	__builtin_memset(session->remote, 0, sizeof(session->remote));
-	if (session->family == AF_INET6) {
-		u32 *remote = (u32 *)session->remote;
-
-		bpf_core_read(session->local, 16, &sk->__sk_common.skc_v6_rcv_saddr);
-		bpf_core_read(session->remote, 16, &sk->__sk_common.skc_v6_daddr);
-		/* A mapped address is IPv4 on the wire. */
-		if (remote[0] || remote[1] || remote[2] != bpf_htonl(0xffff))
-			return;
-		session->family = AF_INET;
-		__builtin_memset(session->local, 0, sizeof(session->local));
-		__builtin_memset(session->remote, 0, sizeof(session->remote));
+	if (filter_tgid && session->pid != filter_tgid)
+		return;
+	/* Not skc_num, which is cleared when the port is given back. */
+	event.local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+	event.remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	if (!wants_port(wanted_local_ports, event.local_port) || !wants_port(wanted_remote_ports, event.remote_port))
+		return;
+	event.family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	if (event.family == AF_INET6) {
+		BPF_CORE_READ_INTO(&event.local, sk, __sk_common.skc_v6_rcv_saddr.in6_u.u6_addr8);
+		BPF_CORE_READ_INTO(&event.remote, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr8);
+		/* ::ffff:a.b.c.d is IPv4 on a socket of the other family. */
+		if (!*(u64 *)event.remote && *(u32 *)(event.remote + 8) == bpf_htonl(0xffff))
+			event.family = AF_INET;
 	}
-	bpf_core_read(session->local, 4, &inet->inet_saddr);
-	bpf_core_read(session->remote, 4, &sk->__sk_common.skc_daddr);
+	if (event.family == AF_INET) {
+		u32 local = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
+		u32 remote = BPF_CORE_READ(sk, __sk_common.skc_daddr);
+
+		__builtin_memset(event.local, 0, sizeof(event.local));
+		__builtin_memset(event.remote, 0, sizeof(event.remote));
+		__builtin_memcpy(event.local, &local, sizeof(local));
+		__builtin_memcpy(event.remote, &remote, sizeof(remote));
+	}
+	if (wanted_family && event.family != wanted_family)
+		return;
+	event.begin_ns = session->begin_ns;
+	event.end_ns = session->end_ns;
+	event.pid = session->pid;
+	event.uid = session->uid;
+	__builtin_memcpy(event.comm, session->comm, sizeof(event.comm));
+	event.sent_bytes = BPF_CORE_READ(tp, bytes_sent) - BPF_CORE_READ(tp, bytes_retrans);
+	event.received_bytes = BPF_CORE_READ(tp, bytes_received);
+	/* The FIN takes a sequence number, which the kernel counts as a byte. */
+	if (event.received_bytes && BPF_CORE_READ(sk, __sk_common.skc_flags) & (1 << SOCK_DONE))
+		event.received_bytes -= 1;
+	stream_send(ctx, &event, sizeof(event));
 }
 
-static __always_inline bool is_wanted(struct tcplife_event *session)
+/* The process that closes a socket, or connects it anew, is whose ended session it held. */
+static __always_inline void send_held(const bool typed, void *ctx, struct sock *sk, struct tcplife_session *session)
 {
-	if (wanted_family && session->family != wanted_family)
-		return false;
-	if (by_local_port && !is_wanted_port(local_ports, session->local_port))
-		return false;
-	return !by_remote_port || is_wanted_port(remote_ports, session->remote_port);
+	atomic_add(&tcplife_held, -1);
+	if (FIELD(sk, sk_lock.owned))
+		own(session);
+	send_end(ctx, sk, session);
+	__builtin_memset(session, 0, sizeof(*session));
 }
 
-/* User space decides on an event without an owner. */
-static __always_inline void send(void *ctx, struct tcplife_event *session)
+TRACEPOINT_HOOK(tcplife_state, inet_sock_set_state, struct sock *sk, int old, int new)
 {
-	if (!wanted_pid || !session->pid || session->pid == wanted_pid)
-		stream_send(ctx, session, sizeof(*session));
-}
+	struct tcplife_session *session;
 
-/* The owner of a session that has ended is known now, or never will be. */
-static __always_inline void resolve(const bool typed, void *ctx, const struct sock *sk, struct tcplife_event *session)
-{
-	set_owner(typed, sk, session);
-	session->waiting = 0;
-	stream_send(ctx, session, sizeof(*session));
-}
-
-TRACEPOINT_HOOK(tcplife_state, inet_sock_set_state, const struct sock *sk, const int old, const int new)
-{
-	struct tcplife_event *session;
-	u64 now_ns;
-
-	if (new != TCP_SYN_SENT &&new != TCP_ESTABLISHED &&new != TCP_FIN_WAIT1 &&new != TCP_LAST_ACK &&new !=
-	    TCP_CLOSE)
+	if (old == TCP_LISTEN || new == TCP_LISTEN || FIELD(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
-	if (old == TCP_LISTEN || (old == TCP_SYN_RECV && new == TCP_CLOSE))
-		return 0;
-	if (FIELD(sk, sk_protocol) != IPPROTO_TCP)
-		return 0;
-	session = tcplife_session_make(sk);
+	session = tcplife_sessions_make(sk);
 	if (!session)
 		return 0;
-	now_ns = bpf_ktime_get_ns();
-	if (new == TCP_SYN_SENT) {
-		if (session->waiting)
-			resolve(typed, ctx, sk, session);
-		begin(sk, session, now_ns, false);
-	} else if (!session->active) {
-		bool is_new = old == TCP_SYN_RECV;
-
-		begin(sk, session, is_new ? now_ns : 0, !is_new);
-		session->established = old != TCP_SYN_SENT;
-	}
-	if (new == TCP_ESTABLISHED) {
-		session->start_ns = now_ns;
-		session->established = 1;
-		session->started_before = 0;
+	if (session->end_ns)
+		send_held(typed, ctx, sk, session);
+	if (new == TCP_SYN_SENT || new == TCP_SYN_RECV || new == TCP_ESTABLISHED)
+		session->begin_ns = bpf_ktime_get_ns();
+	if (!session->pid && FIELD(sk, sk_lock.owned))
+		own(session);
+	if (new != TCP_CLOSE)
+		return 0;
+	session->end_ns = bpf_ktime_get_ns();
+	if (!session->pid && FIELD(sk, sk_socket)) {
+		/* Reset by the peer while a process holds it: whose it is shows when that process closes it. */
+		atomic_add(&tcplife_held, 1);
 		return 0;
 	}
-	if (new != TCP_CLOSE) {
-		set_owner(typed, sk, session);
-		return 0;
-	}
-	session->active = 0;
-	session->end_ns = now_ns;
-	describe(typed, sk, session);
-	if (!is_wanted(session))
-		return 0;
-	session->waiting = !session->pid;
-	send(ctx, session);
+	send_end(ctx, sk, session);
+	tcplife_sessions_drop(sk);
 	return 0;
 }
 
-TRACEPOINT_HOOK(tcplife_destroy, tcp_destroy_sock, const struct sock *sk)
+TRACEPOINT_HOOK(tcplife_destroy, tcp_destroy_sock, struct sock *sk)
 {
-	struct tcplife_event *session = tcplife_session_find(sk);
+	struct tcplife_session *session = tcplife_sessions_find(sk);
 
-	if (session && session->waiting)
-		resolve(typed, ctx, sk, session);
-	tcplife_session_drop(sk);
+	if (session && session->end_ns) {
+		send_held(typed, ctx, sk, session);
+		tcplife_sessions_drop(sk);
+	}
 	return 0;
 }

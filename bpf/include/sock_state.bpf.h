@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
 /*
- * State of one socket between two events. Socket storage where tracing programs may use it (5.11, 8e4597c627fb): no
- * capacity, and it dies with its socket. Elsewhere a hash by the socket's address, whose overflow is counted, and
- * from which the tool drops the state when the socket is destroyed.
+ * State of one socket between two events. Socket storage where tracing programs have it (5.11, as task storage): no
+ * capacity, and it dies with its socket. Elsewhere a hash by the socket's address, whose overflow is counted.
  */
 #pragma once
 
@@ -23,32 +22,32 @@ const volatile bool use_sock_storage = true;
 		__uint(max_entries, 65536);                                                                            \
 		__type(key, u64);                                                                                      \
 		__type(value, value_type);                                                                             \
-	} name##_by_address SEC(".maps");                                                                              \
+	} name##_hash SEC(".maps");                                                                                    \
                                                                                                                        \
 	/* The state of `sk` (a pointer the verifier knows), or NULL where it has none. */                             \
-	static __always_inline value_type *name##_find(const struct sock *sk)                                          \
+	static __always_inline value_type *name##_find(struct sock *sk)                                                \
 	{                                                                                                              \
-		u64 address = (u64)sk;                                                                                 \
+		u64 key = (u64)sk;                                                                                     \
                                                                                                                        \
 		if (use_sock_storage)                                                                                  \
-			return bpf_sk_storage_get(&name##_storage, (void *)sk, NULL, 0);                               \
-		return bpf_map_lookup_elem(&name##_by_address, &address);                                              \
+			return bpf_sk_storage_get(&name##_storage, sk, NULL, 0);                                       \
+		return bpf_map_lookup_elem(&name##_hash, &key);                                                        \
 	}                                                                                                              \
                                                                                                                        \
 	/* The same, made (zeroed) where it is missing; NULL, and counted, where there is no room. */                  \
-	static __always_inline value_type *name##_make(const struct sock *sk)                                          \
+	static __always_inline value_type *name##_make(struct sock *sk)                                                \
 	{                                                                                                              \
-		u64 address = (u64)sk;                                                                                 \
 		value_type *state, zero;                                                                               \
+		u64 key = (u64)sk;                                                                                     \
                                                                                                                        \
 		if (use_sock_storage) {                                                                                \
-			state = bpf_sk_storage_get(&name##_storage, (void *)sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);    \
+			state = bpf_sk_storage_get(&name##_storage, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);            \
 		} else {                                                                                               \
-			state = bpf_map_lookup_elem(&name##_by_address, &address);                                     \
+			state = bpf_map_lookup_elem(&name##_hash, &key);                                               \
 			if (!state) {                                                                                  \
 				__builtin_memset(&zero, 0, sizeof(zero));                                              \
-				bpf_map_update_elem(&name##_by_address, &address, &zero, BPF_NOEXIST);                 \
-				state = bpf_map_lookup_elem(&name##_by_address, &address);                             \
+				bpf_map_update_elem(&name##_hash, &key, &zero, BPF_NOEXIST);                           \
+				state = bpf_map_lookup_elem(&name##_hash, &key);                                       \
 			}                                                                                              \
 		}                                                                                                      \
 		if (!state)                                                                                            \
@@ -56,11 +55,12 @@ const volatile bool use_sock_storage = true;
 		return state;                                                                                          \
 	}                                                                                                              \
                                                                                                                        \
-	/* To be called when `sk` is destroyed; its storage goes with it. */                                           \
-	static __always_inline void name##_drop(const struct sock *sk)                                                 \
+	static __always_inline void name##_drop(struct sock *sk)                                                       \
 	{                                                                                                              \
-		u64 address = (u64)sk;                                                                                 \
+		u64 key = (u64)sk;                                                                                     \
                                                                                                                        \
-		if (!use_sock_storage)                                                                                 \
-			bpf_map_delete_elem(&name##_by_address, &address);                                             \
+		if (use_sock_storage)                                                                                  \
+			bpf_sk_storage_delete(&name##_storage, sk);                                                    \
+		else                                                                                                   \
+			bpf_map_delete_elem(&name##_hash, &key);                                                       \
 	}

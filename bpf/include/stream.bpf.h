@@ -17,8 +17,9 @@ struct {
 	__uint(max_entries, 1 << 20);
 } events SEC(".maps");
 
-/* Send `size` bytes; counts the event as lost and returns an error when there is no room. */
-static __always_inline long stream_send(void *ctx, void *data, u64 size)
+/* Send `size` bytes, and wake the reader at once where `now`; counts the event as lost and returns an error when there
+ * is no room. */
+static __always_inline long stream_send_and(void *ctx, void *data, u64 size, bool now)
 {
 	long err;
 
@@ -30,9 +31,15 @@ static __always_inline long stream_send(void *ctx, void *data, u64 size)
 		 */
 		bool crosses = unread < stream_wakeup_bytes && unread + size + 8 >= stream_wakeup_bytes;
 
-		err = bpf_ringbuf_output(&events, data, size, crosses ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+		err = bpf_ringbuf_output(&events, data, size, now || crosses ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 	}
 	if (err)
 		count_lost(LOST_EVENT);
 	return err;
+}
+
+/* The same for what need not be read at once. */
+static __always_inline long stream_send(void *ctx, void *data, u64 size)
+{
+	return stream_send_and(ctx, data, size, false);
 }

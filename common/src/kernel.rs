@@ -64,15 +64,91 @@ impl Btf {
     /// A search of the string section: a hundred times cheaper than parsing the types, and as good for names that no
     /// two kinds share (`btf_trace_...`).
     pub fn mentions(&self, name: &str) -> bool {
-        let needle: Vec<u8> = [b"\0", name.as_bytes(), b"\0"].concat();
-        let bytes = match &self.bytes {
+        find(self.bytes(), &[b"\0", name.as_bytes(), b"\0"].concat()).is_some()
+    }
+
+    /// How many arguments the programs on a tracepoint get, or `None` when the kernel does not say.
+    ///
+    /// They are those of the function that `btf_trace_NAME` points to, but for its first, which is internal.
+    pub fn tracepoint_arguments(&self, name: &str) -> Option<usize> {
+        let types = Types::of(self.bytes())?;
+        let name_offset = 1 + find(types.strings, &[b"\0btf_trace_", name.as_bytes(), b"\0"].concat())? as u32;
+        let typedef = types.iter().find(|found| found.name_offset == name_offset && found.kind == BTF_TYPEDEF)?;
+        let pointer = types.iter().find(|found| found.id == typedef.refers_to)?;
+        let function = types.iter().find(|found| found.id == pointer.refers_to && found.kind == BTF_FUNC_PROTO)?;
+        function.members.checked_sub(1)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.bytes {
             // SAFETY: the mapping is readable for `len` bytes as long as `self` lives.
             Bytes::Mapped { start, len } => unsafe { std::slice::from_raw_parts(*start, *len) },
             Bytes::Read(bytes) => bytes,
+        }
+    }
+}
+
+/// Where `needle` first occurs.
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    // SAFETY: both ranges are valid for the lengths given; memmem only reads them.
+    let found = unsafe { libc::memmem(haystack.as_ptr().cast(), haystack.len(), needle.as_ptr().cast(), needle.len()) };
+    (!found.is_null()).then(|| found.addr() - haystack.as_ptr().addr())
+}
+
+/// Kinds of include/uapi/linux/btf.h.
+const BTF_TYPEDEF: u32 = 8;
+const BTF_FUNC_PROTO: u32 = 13;
+
+/// The type section of a BTF blob in native byte order, walked without an index: to look up one type, that is all the
+/// work there is.
+struct Types<'a> {
+    types: &'a [u8],
+    strings: &'a [u8],
+}
+
+/// The head of one type.
+struct Type {
+    id: u32,
+    name_offset: u32,
+    kind: u32,
+    /// How many members, parameters or values it has.
+    members: usize,
+    /// The type that it points to or is another name for, or its size.
+    refers_to: u32,
+}
+
+fn word(bytes: &[u8], index: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(index * 4..)?.first_chunk()?))
+}
+
+impl<'a> Types<'a> {
+    fn of(blob: &'a [u8]) -> Option<Self> {
+        let header = word(blob, 1)? as usize;
+        let section = |index: usize| -> Option<&'a [u8]> {
+            let start = header.checked_add(word(blob, index)? as usize)?;
+            blob.get(start..start.checked_add(word(blob, index + 1)? as usize)?)
         };
-        // SAFETY: both ranges are valid for the lengths given; memmem only reads them.
-        let found = unsafe { libc::memmem(bytes.as_ptr().cast(), bytes.len(), needle.as_ptr().cast(), needle.len()) };
-        !found.is_null()
+        Some(Self { types: section(2)?, strings: section(4)? })
+    }
+
+    /// All types up to the first of a kind that is not known here.
+    fn iter(&self) -> impl Iterator<Item = Type> + 'a {
+        let mut rest = self.types;
+        (1..).map_while(move |id| {
+            let info = word(rest, 1)?;
+            let (kind, members) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
+            let found = Type { id, name_offset: word(rest, 0)?, kind, members, refers_to: word(rest, 2)? };
+            let trailer = match kind {
+                1 | 14 | 17 => 4,
+                2 | 7..=12 | 16 | 18 => 0,
+                3 => 12,
+                4 | 5 | 15 | 19 => 12 * members,
+                6 | BTF_FUNC_PROTO => 8 * members,
+                _ => return None,
+            };
+            rest = rest.get(12 + trailer..)?;
+            Some(found)
+        })
     }
 }
 
@@ -148,5 +224,21 @@ mod tests {
         let btf = Btf { custom: None, bytes: Bytes::Read(b"\0btf_trace_sys_exit\0x\0".to_vec()) };
         assert!(btf.mentions("btf_trace_sys_exit"));
         assert!(!btf.mentions("btf_trace_sys"));
+    }
+
+    /// A blob of three types: typedef 1 -> pointer 2 -> function 3 of three parameters.
+    #[test]
+    fn counts_the_arguments_of_a_tracepoint() {
+        let strings = b"\0x\0btf_trace_block_rq_issue\0";
+        let kind = |kind: u32, members: u32| kind << 24 | members;
+        let mut types = vec![3, kind(BTF_TYPEDEF, 0), 2, 0, kind(2, 0), 3, 0, kind(BTF_FUNC_PROTO, 3), 0];
+        types.extend([0; 6]);
+        let header = [0x1_eb9f, 24, 0, 4 * types.len() as u32, 4 * types.len() as u32, strings.len() as u32];
+        let words = header.iter().chain(&types).flat_map(|word| word.to_ne_bytes());
+        let btf = Btf { custom: None, bytes: Bytes::Read(words.chain(*strings).collect()) };
+        assert_eq!(btf.tracepoint_arguments("block_rq_issue"), Some(2));
+        assert_eq!(btf.tracepoint_arguments("x"), None);
+        let broken = Btf { custom: None, bytes: Bytes::Read(vec![0xff; 64]) };
+        assert_eq!(broken.tracepoint_arguments("x"), None);
     }
 }

@@ -45,7 +45,7 @@ fn is_rung(name: &str) -> bool {
 }
 
 /// A hook of a tool.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Hook {
     name: &'static str,
     optional: bool,
@@ -75,7 +75,6 @@ pub struct Loader {
     tool: Tool,
     btf: Btf,
     has_task_storage: bool,
-    has_sock_storage: bool,
     /// Whether events go through per-CPU perf buffers.
     perf: bool,
 }
@@ -129,12 +128,9 @@ impl Loader {
             Transport::Ring => false,
             Transport::Auto => !has_ring(),
         };
-        let btf = Btf::open(tool.btf.as_deref())?;
         Ok(Self {
             tool: tool.clone(),
-            // The map is older than the helper that lets tracing programs use it.
-            has_sock_storage: btf.mentions("bpf_sk_storage_get_tracing"),
-            btf,
+            btf: Btf::open(tool.btf.as_deref())?,
             has_task_storage: kernel::has_map(MapType::TaskStorage),
             perf,
         })
@@ -148,6 +144,16 @@ impl Loader {
     /// Whether tasks can carry BPF state on this kernel.
     pub fn has_task_storage(&self) -> bool {
         self.has_task_storage
+    }
+
+    /// The kernel's types.
+    pub fn btf(&self) -> &Btf {
+        &self.btf
+    }
+
+    /// Keep the state of tasks in hashes, which can be read as a whole.
+    pub fn without_task_storage(&mut self) {
+        self.has_task_storage = false;
     }
 
     /// Open a skeleton in `storage`.
@@ -202,9 +208,9 @@ impl Loader {
             let chosen = programs.iter().any(|name| program.name().to_str() == Some(name));
             program.set_autoload(chosen);
         }
-        // Only where the verifier knows the type of a task or socket can it be asked for its storage.
+        // Only where the verifier knows the task's type can it be asked for its storage.
         let typed = programs.iter().all(|name| !name.contains("__") || name.ends_with("__tp_btf"));
-        self.prepare_maps(object, self.has_task_storage && typed, self.has_sock_storage && typed)?;
+        self.prepare_maps(object, self.has_task_storage && typed)?;
         target.apply(object)?;
         let skel = open.load().map_err(|error| self.explain(&error))?;
         target.fill(skel.object())?;
@@ -280,16 +286,12 @@ impl Loader {
     }
 
     /// Shape the maps that `bpf/include` declares to this kernel and these options.
-    fn prepare_maps(&self, object: &mut OpenObject, has_storage: bool, has_sock_storage: bool) -> Result<()> {
+    fn prepare_maps(&self, object: &mut OpenObject, has_storage: bool) -> Result<()> {
         for mut map in object.maps_mut() {
             let name = map.name().to_string_lossy().into_owned();
             let kind = map.map_type();
-            if kind == MapType::TaskStorage {
+            if matches!(kind, MapType::TaskStorage | MapType::SkStorage) {
                 map.set_autocreate(has_storage).context("map setup")?;
-            } else if kind == MapType::SkStorage {
-                map.set_autocreate(has_sock_storage).context("map setup")?;
-            } else if has_sock_storage && name.ends_with("_by_address") {
-                map.set_autocreate(false).context("map setup")?;
             } else if has_storage && name.ends_with("_hash") {
                 map.set_autocreate(false).context("map setup")?;
             } else if name == "events" && self.perf {
@@ -302,8 +304,9 @@ impl Loader {
             }
         }
         let knobs = Knobs::of(object)?;
+        // Tracing programs came to socket storage in the same release as to task storage.
         knobs.set_if_there("use_task_storage", &[u8::from(has_storage)])?;
-        knobs.set_if_there("use_sock_storage", &[u8::from(has_sock_storage)])?;
+        knobs.set_if_there("use_sock_storage", &[u8::from(has_storage)])?;
         knobs.set_if_there("stream_perf", &[u8::from(self.perf)])?;
         knobs.set_if_there("stream_wakeup_bytes", &(u64::from(self.tool.buffer) << 9).to_ne_bytes())?;
         Ok(())

@@ -1,9 +1,18 @@
 //! What /proc says of a process. Every reader tolerates that the process ends meanwhile.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use crate::text::Text;
+
+/// PROC_PID_INIT_INO of include/linux/proc_ns.h: the PID namespace that the kernel itself counts in.
+const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
+
+/// Whether process ids here are those that the kernel and BPF programs see.
+pub fn in_initial_pid_namespace() -> bool {
+    fs::metadata("/proc/self/ns/pid").map_or(true, |meta| meta.ino() == INITIAL_PID_NAMESPACE)
+}
 
 /// Whether a process (or, by thread id, a thread) exists in the caller's PID namespace.
 pub fn exists(pid: u32) -> bool {
@@ -17,6 +26,63 @@ pub fn comm(pid: u32) -> Option<Text<'static>> {
         bytes.pop();
     }
     Some(Text::new(bytes))
+}
+
+/// A thread of the system.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Thread {
+    /// Its process.
+    pub pid: u32,
+    /// Its own id.
+    pub tid: u32,
+}
+
+impl Thread {
+    fn read(self, name: &str) -> Option<Vec<u8>> {
+        fs::read(format!("/proc/{}/task/{}/{name}", self.pid, self.tid)).ok()
+    }
+
+    /// Its name and the rest of /proc/PID/task/TID/stat from the state on, or `None` when it has gone.
+    pub fn stat(self) -> Option<(Text<'static>, Vec<String>)> {
+        let stat = self.read("stat")?;
+        // The name may hold anything, parentheses too; what follows it may not.
+        let open = stat.iter().position(|&byte| byte == b'(')?;
+        let close = stat.iter().rposition(|&byte| byte == b')')?;
+        let fields = String::from_utf8_lossy(stat.get(close + 1..)?).split_whitespace().map(str::to_owned).collect();
+        Some((Text::new(stat.get(open + 1..close)?.to_vec()), fields))
+    }
+
+    /// The functions of its kernel stack and the offset in each, innermost first, or `None` where that is refused.
+    pub fn kernel_stack(self) -> Option<Vec<(String, u64)>> {
+        let text = self.read("stack")?;
+        Some(String::from_utf8_lossy(&text).lines().filter_map(parse_stack_line).collect())
+    }
+
+    /// The address that it will go on from in user space, if it is in a system call.
+    pub fn user_address(self) -> Option<u64> {
+        let text = self.read("syscall")?;
+        let address = std::str::from_utf8(&text).ok()?.split_whitespace().next_back()?;
+        u64::from_str_radix(address.strip_prefix("0x")?, 16).ok().filter(|address| *address != 0)
+    }
+}
+
+/// `[<0>] function+0x10/0x20 [module]`
+fn parse_stack_line(line: &str) -> Option<(String, u64)> {
+    let (_, place) = line.split_once("] ")?;
+    let (name, offset) = place.split_whitespace().next()?.split_once("+0x")?;
+    let (offset, _) = offset.split_once('/')?;
+    Some((name.to_owned(), u64::from_str_radix(offset, 16).ok()?))
+}
+
+/// All threads of these processes, or of all where there are none.
+pub fn threads(pids: &[u32]) -> Vec<Thread> {
+    let ids = |path: String| {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect::<Vec<u32>>()
+    };
+    let pids = if pids.is_empty() { ids("/proc".into()) } else { pids.to_vec() };
+    let of = |pid: u32| ids(format!("/proc/{pid}/task")).into_iter().map(move |tid| Thread { pid, tid });
+    pids.into_iter().flat_map(of).collect()
 }
 
 /// The first three load averages, as /proc/loadavg has them.
@@ -40,6 +106,12 @@ mod tests {
         assert!(exists(pid));
         assert!(comm(pid).is_some());
         assert!(!exists(u32::MAX));
+        let me = Thread { pid, tid: pid };
+        assert!(threads(&[pid]).contains(&me));
+        assert!(threads(&[]).contains(&me));
+        assert_eq!(me.stat().unwrap().1[1], std::os::unix::process::parent_id().to_string());
+        assert_eq!(parse_stack_line("[<0>] a_b+0x1a/0x200 [mod]"), Some(("a_b".into(), 0x1a)));
+        assert_eq!(parse_stack_line("[<0>] 0xffff"), None);
         assert_eq!(status_field("Name:\tx\nCapEff:\t00ff\n", "CapEff"), Some("00ff"));
     }
 }

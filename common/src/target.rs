@@ -14,8 +14,6 @@ use crate::proc;
 
 /// TASK_COMM_LEN of include/linux/sched.h, without the NUL.
 const COMM_MAX: usize = 15;
-/// PROC_PID_INIT_INO of include/linux/proc_ns.h: the PID namespace that the kernel itself counts in.
-const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
 
 /// The tasks whose events are wanted. Empty means all.
 #[derive(Clone, Debug, Default)]
@@ -110,8 +108,7 @@ impl Target {
             bail!("no such parent PID: {ppid}");
         }
         let any = !self.pids.is_empty() || !self.tids.is_empty() || self.ppid.is_some();
-        let namespace = fs::metadata("/proc/self/ns/pid").map_or(INITIAL_PID_NAMESPACE, |meta| meta.ino());
-        if any && namespace != INITIAL_PID_NAMESPACE {
+        if any && !proc::in_initial_pid_namespace() {
             return Err(unsupported("process ids cannot be chosen from inside a PID namespace: run it on the host"));
         }
         Ok(())
@@ -206,6 +203,8 @@ fn controller_index(names: &[String]) -> Result<i32> {
         .collect();
     names
         .iter()
+        // In v1 the io controller is called blkio; it alone has two names (cgroup_subsys.legacy_name).
+        .map(|name| if name == "blkio" { "io" } else { name })
         .find_map(|name| members.iter().find(|(known, _)| known == name).map(|(_, value)| *value as i32))
         .ok_or_else(|| anyhow!("a cgroup hierarchy without a controller ({}) cannot be filtered by", names.join(",")))
 }

@@ -35,8 +35,12 @@ macro_rules! main {
 }
 
 registry! {
+    biolatency,
+    biotop,
     execsnoop,
+    offcputime,
     opensnoop,
+    profile,
     runqlat,
     tcplife,
 }

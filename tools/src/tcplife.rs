@@ -1,11 +1,10 @@
-//! tcplife: TCP sessions, with their owner, their bytes and how long they lasted.
+//! tcplife: TCP sessions as they end.
 
-use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result, bail};
-use bpf::tcplife::{TcplifeSkelBuilder, types::tcplife_event};
+use bpf::tcplife::{TcplifeSkel, TcplifeSkelBuilder, types::tcplife_event};
 use clap::Parser;
 use common::cli::{self, Format, Output, Tool};
 use common::load::{Loader, hook};
@@ -13,40 +12,39 @@ use common::out::{Cell, Column, Out, Rows};
 use common::session::{Report, Run, decode};
 use common::target::Target;
 use common::text::Text;
-use common::time::{WallClock, monotonic_ns, time_of_day};
+use common::time::{self, WallClock};
 
-
-/// Trace TCP sessions: one line when a session is over, also for connections that failed
+/// Show TCP sessions as they end: whose they were, their peers, bytes each way, and how long they lasted
 #[derive(Parser)]
 #[command(name = "tcplife", version)]
 pub struct Args {
-    /// Show the time of day
-    #[arg(short = 'T', long)]
-    time: bool,
-    /// Show the seconds since the start
-    #[arg(short, long)]
-    timestamp: bool,
-    /// Wide columns, which IPv6 addresses fit in
-    #[arg(short, long)]
-    wide: bool,
-    /// The same as --format csv
-    #[arg(short = 's', long, conflicts_with_all = ["format", "json"])]
-    csv: bool,
     /// Only sessions of this process
     #[arg(short, long, value_parser = cli::pid, allow_negative_numbers = true)]
     pid: Option<u32>,
-    /// Only IPv4, also on IPv6 sockets
+    /// Only IPv4 sessions
     #[arg(short = '4', long, conflicts_with = "ipv6")]
     ipv4: bool,
-    /// Only IPv6
+    /// Only IPv6 sessions
     #[arg(short = '6', long)]
     ipv6: bool,
-    /// Only these local ports, separated by commas
-    #[arg(short = 'L', long, value_name = "PORTS", value_delimiter = ',')]
-    localport: Vec<u16>,
-    /// Only these remote ports, separated by commas
-    #[arg(short = 'D', long, value_name = "PORTS", value_delimiter = ',')]
-    remoteport: Vec<u16>,
+    /// Columns wide enough for IPv6 addresses, and the IP version
+    #[arg(short, long)]
+    wide: bool,
+    /// Show the time of day at which the session ended
+    #[arg(short = 'T', long)]
+    time: bool,
+    /// Show the seconds since the tool began
+    #[arg(short, long)]
+    timestamp: bool,
+    /// Only sessions with one of these local ports
+    #[arg(short = 'L', long, value_name = "PORT", alias = "localport", value_delimiter = ',', value_parser = port)]
+    local_port: Vec<u16>,
+    /// Only sessions with one of these remote ports
+    #[arg(short = 'D', long, value_name = "PORT", alias = "remoteport", value_delimiter = ',', value_parser = port)]
+    remote_port: Vec<u16>,
+    /// The same as --format csv
+    #[arg(short = 's', long, conflicts_with_all = ["format", "json"])]
+    csv: bool,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -55,125 +53,109 @@ pub struct Args {
 
 const COLUMNS: &[Column] = &[
     Column::left("time_unix_ns", "TIME", 8, "when the session ended"),
-    Column::left("since_start_ns", "TIME(s)", 8, "the same, since the tool started"),
-    Column::left("pid", "PID", 7, "process that used the socket"),
-    Column::left("comm", "COMM", 16, "name of its thread"),
-    Column::left("ip_version", "IP", 2, "4 or 6, as on the wire"),
-    Column::left("local_address", "LADDR", 15, "local address"),
-    Column::left("local_port", "LPORT", 5, "local port"),
-    Column::left("remote_address", "RADDR", 15, "remote address"),
-    Column::left("remote_port", "RPORT", 5, "remote port"),
-    Column::left("sent_bytes", "TX_KB", 6, "bytes sent, each once, in KiB"),
-    Column::left("received_bytes", "RX_KB", 6, "bytes received, in KiB"),
-    Column::left("duration_ns", "MS", 0, "from established (of a failed connection: from connecting) to closed, in ms"),
-    Column::left("established", "EST", 0, "whether the connection came about"),
-    Column::left("started_before", "BEFORE", 0, "whether it began before the tool, so that its duration is not known"),
-    Column::left("netns", "NETNS", 0, "inode number of the network namespace"),
+    Column::left("since_start_ns", "TIME(s)", 9, "the same, since the tool began"),
+    Column::left("pid", "PID", 7, "process that the session belonged to"),
+    Column::left("comm", "COMM", 16, "its name"),
+    Column::left("uid", "UID", 7, "its user"),
+    Column::left("ip_version", "IP", 2, "4 or 6"),
+    Column::left("local_address", "LADDR", 15, "own address"),
+    Column::left("local_port", "LPORT", 5, "own port"),
+    Column::left("remote_address", "RADDR", 15, "address of the peer"),
+    Column::left("remote_port", "RPORT", 5, "port of the peer"),
+    Column::left("sent_kib", "TX_KB", 6, "KiB sent, without retransmissions"),
+    Column::left("received_kib", "RX_KB", 6, "KiB received"),
+    Column::left("duration_ms", "MS", 0, "ms from established (or the attempt) to the end; > where it began before the tool"),
+    Column::right("sent_bytes", "TX", 0, "bytes sent, without retransmissions"),
+    Column::right("received_bytes", "RX", 0, "bytes received"),
+    Column::left("started_before", "BEFORE", 0, "the session was open when the tool began"),
 ];
+/// PORTS_MAX of tcplife.bpf.c.
+const PORTS_MAX: usize = 16;
 
-/// The columns, with addresses as wide as IPv6 may need.
-fn columns(wide: bool) -> Vec<Column> {
-    let widen = |column: &Column| match column.key {
-        "local_address" | "remote_address" if wide => Column { width: 39, ..*column },
-        _ => *column,
-    };
-    COLUMNS.iter().map(widen).collect()
+fn port(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err("must be a port from 1 to 65535".into()),
+    }
 }
 
-struct View {
+fn address(family: u16, bytes: &[u8; 16]) -> IpAddr {
+    if i32::from(family) == libc::AF_INET {
+        IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]))
+    } else {
+        IpAddr::V6(Ipv6Addr::from(*bytes))
+    }
+}
+
+struct View<'a> {
     out: Out,
     rows: Rows,
     clock: WallClock,
-    start_ns: u64,
-    pid: Option<u32>,
-    /// Sessions that have ended, by their socket, until the process that used it is known.
-    waiting: BTreeMap<u64, tcplife_event>,
+    began_ns: u64,
+    skel: &'a TcplifeSkel<'a>,
 }
 
-impl Report for View {
+impl Report for View<'_> {
     fn out(&mut self) -> &mut Out {
         &mut self.out
     }
 
     fn started(&mut self) -> Result<()> {
-        self.start_ns = monotonic_ns();
+        self.began_ns = time::monotonic_ns();
         self.rows.header(&mut self.out);
         Ok(())
     }
 
     fn event(&mut self, record: &[u8]) -> Result<()> {
         let (event, _) = decode::<tcplife_event>(record).context("a malformed event")?;
-        if event.waiting != 0 {
-            self.waiting.insert(event.socket, event);
-            return Ok(());
-        }
-        self.waiting.remove(&event.socket);
-        self.session(&event)
-    }
-
-    /// The end: what no process has closed yet has no known owner.
-    fn interval(&mut self) -> Result<()> {
-        let waiting = std::mem::take(&mut self.waiting);
-        waiting.values().try_for_each(|event| self.session(event))
-    }
-}
-
-impl View {
-    fn session(&mut self, event: &tcplife_event) -> Result<()> {
-        if self.pid.is_some_and(|pid| event.pid != pid) {
-            return Ok(());
-        }
-        let time_ns = self.clock.unix_ns(event.end_ns);
-        let since_start_ns = event.end_ns.saturating_sub(self.start_ns);
-        let before = event.started_before != 0;
-        let duration = if before {
-            Cell::AtLeast(format!(">{:.2}", since_start_ns as f64 / 1e6))
-        } else {
-            let duration_ns = event.end_ns.saturating_sub(event.start_ns);
-            Cell::Shown(format!("{:.2}", duration_ns as f64 / 1e6), duration_ns as i64)
-        };
-        let owned = event.pid != 0;
+        let before = event.begin_ns == 0;
+        let begin_ns = if before { self.began_ns } else { event.begin_ns };
+        let duration_ms = event.end_ns.saturating_sub(begin_ns) as f64 / 1e6;
+        let since_start_ns = event.end_ns.saturating_sub(self.began_ns);
+        let end_unix_ns = self.clock.unix_ns(event.end_ns);
         let (local, remote) = (address(event.family, &event.local), address(event.family, &event.remote));
-        let (local, remote) = (local.to_string(), remote.to_string());
+        let known = event.pid != 0;
+        let kib = |bytes: u64| Cell::Float(bytes as f64 / 1024.0, 2);
         self.rows.row(
             &mut self.out,
             &[
-                Cell::Shown(time_of_day(time_ns), time_ns as i64),
+                Cell::Shown(time::time_of_day(end_unix_ns), end_unix_ns as i64),
                 Cell::Shown(format!("{:.3}", since_start_ns as f64 / 1e9), since_start_ns as i64),
-                if owned { Cell::Uint(event.pid.into()) } else { Cell::Unknown },
-                if owned { Cell::Text(Text::from_c(&event.comm)) } else { Cell::Unknown },
-                Cell::Uint(if i32::from(event.family) == libc::AF_INET6 { 6 } else { 4 }),
-                Cell::Str(&local),
+                if known { Cell::Uint(event.pid.into()) } else { Cell::Unknown },
+                if known { Cell::Text(Text::from_c(&event.comm)) } else { Cell::Unknown },
+                if known { Cell::Uint(event.uid.into()) } else { Cell::Unknown },
+                Cell::Uint(if local.is_ipv4() { 4 } else { 6 }),
+                Cell::Str(&local.to_string()),
                 Cell::Uint(event.local_port.into()),
-                Cell::Str(&remote),
+                Cell::Str(&remote.to_string()),
                 Cell::Uint(event.remote_port.into()),
                 kib(event.sent_bytes),
                 kib(event.received_bytes),
-                duration,
-                Cell::Flag("yes", event.established != 0),
-                Cell::Flag("yes", before),
-                Cell::Uint(event.netns.into()),
+                Cell::Measured(format!("{}{duration_ms:.2}", if before { ">" } else { "" }), duration_ms),
+                Cell::Uint(event.sent_bytes),
+                Cell::Uint(event.received_bytes),
+                Cell::Flag("before", before),
             ],
         )
     }
-}
 
-fn kib(bytes: u64) -> Cell<'static> {
-    Cell::Shown(format!("{:.2}", bytes as f64 / 1024.0), bytes as i64)
-}
-
-fn address(family: u16, bytes: &[u8; 16]) -> IpAddr {
-    if i32::from(family) == libc::AF_INET6 {
-        return Ipv6Addr::from(*bytes).into();
+    fn ended(&mut self) -> Result<()> {
+        let counters = self.skel.maps.bss_data.as_deref().context("no counters")?;
+        // SAFETY: a plain integer in memory that the kernel writes: read it anew.
+        let held = unsafe { std::ptr::read_volatile(&raw const counters.tcplife_held) } as i64;
+        if held > 0 {
+            eprintln!("{held} sessions were reset by their peer, and no process has closed them yet: not shown");
+        }
+        Ok(())
     }
-    Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
 }
 
-/// Set the bit of each port.
-fn mark(bits: &mut [u64; 1024], ports: &[u16]) {
-    for port in ports {
-        bits[usize::from(port >> 6)] |= 1 << (port & 63);
+fn set_ports(knob: &mut [u16; PORTS_MAX], ports: &[u16]) -> Result<()> {
+    if ports.len() > PORTS_MAX {
+        bail!("at most {PORTS_MAX} ports can be chosen, not {}", ports.len());
     }
+    knob[..ports.len()].copy_from_slice(ports);
+    Ok(())
 }
 
 /// Run the tool.
@@ -181,42 +163,41 @@ fn mark(bits: &mut [u64; 1024], ports: &[u16]) {
 /// # Errors
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
-    if let Some(pid) = args.pid.filter(|pid| !common::proc::exists(*pid)) {
-        bail!("no such PID: {pid}");
-    }
+    let target = Target { pids: args.pid.into_iter().collect(), ..Target::default() };
     let loader = Loader::new(&args.tool)?;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(TcplifeSkelBuilder::default(), &mut object)?;
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
-    knobs.wanted_pid = args.pid.unwrap_or(0);
     knobs.wanted_family = match (args.ipv4, args.ipv6) {
-        (true, _) => libc::AF_INET as u16,
-        (_, true) => libc::AF_INET6 as u16,
+        (true, _) => libc::AF_INET as u32,
+        (_, true) => libc::AF_INET6 as u32,
         _ => 0,
     };
-    knobs.by_local_port = !args.localport.is_empty();
-    knobs.by_remote_port = !args.remoteport.is_empty();
-    mark(&mut knobs.local_ports, &args.localport);
-    mark(&mut knobs.remote_ports, &args.remoteport);
-    let loaded = loader.load(open, &[hook("tcplife_state"), hook("tcplife_destroy")], &Target::default())?;
+    set_ports(&mut knobs.wanted_local_ports, &args.local_port)?;
+    set_ports(&mut knobs.wanted_remote_ports, &args.remote_port)?;
+    let loaded = loader.load(open, &[hook("tcplife_state"), hook("tcplife_destroy")], &target)?;
 
     let shown = |key: &str| match key {
         "time_unix_ns" => args.time,
         "since_start_ns" => args.timestamp,
         "ip_version" => args.wide,
-        "established" | "started_before" | "netns" => false,
+        "uid" | "sent_bytes" | "received_bytes" | "started_before" => false,
         _ => true,
     };
+    let mut columns = COLUMNS.to_vec();
+    for column in columns.iter_mut().filter(|column| args.wide && column.key.ends_with("_address")) {
+        // INET6_ADDRSTRLEN of include/linux/inet.h, without mapped addresses, which are shown as IPv4.
+        column.width = 39;
+    }
     let format = if args.csv { Format::Csv } else { args.output.format() };
     let mut view = View {
         out: Out::new(format),
-        rows: Rows::new(&columns(args.wide), shown),
+        rows: Rows::new(&columns, shown),
         clock: WallClock::default(),
-        start_ns: 0,
-        pid: args.pid,
-        waiting: BTreeMap::new(),
+        began_ns: time::monotonic_ns(),
+        skel: &loaded.skel,
     };
-    loaded.run(&Run { report: true, ..Run::default() }, &mut view)
+    loaded.run(&Run::default(), &mut view)
 }
 
 #[cfg(test)]
@@ -224,17 +205,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_by_family() {
+    fn addresses_are_written_as_usual() {
         let mut bytes = [0; 16];
         bytes[..4].copy_from_slice(&[127, 0, 0, 1]);
         assert_eq!(address(libc::AF_INET as u16, &bytes).to_string(), "127.0.0.1");
-        assert_eq!(address(libc::AF_INET6 as u16, &[0; 16]).to_string(), "::");
+        assert_eq!(address(libc::AF_INET6 as u16, &Ipv6Addr::LOCALHOST.octets()).to_string(), "::1");
     }
 
     #[test]
-    fn each_port_has_its_bit() {
-        let mut bits = [0; 1024];
-        mark(&mut bits, &[0, 80, 65535]);
-        assert_eq!((bits[0], bits[1], bits[1023]), (1, 1 << 16, 1 << 63));
+    fn only_so_many_ports() {
+        let mut knob = [0; PORTS_MAX];
+        assert!(set_ports(&mut knob, &[1; PORTS_MAX]).is_ok());
+        assert!(set_ports(&mut knob, &[1; PORTS_MAX + 1]).is_err());
+        assert!(port("0").is_err() && port("65536").is_err() && port("-1").is_err());
     }
 }

@@ -12,8 +12,32 @@ struct assoc_array_ptr;
 struct attribute_group;
 struct audit_context;
 struct audit_names;
+struct backing_dev_info;
+struct badblocks;
+struct balance_callback;
+struct bio;
+struct bio_alloc_cache;
+struct bio_integrity_payload;
 struct bio_list;
+struct bio_set;
+struct bio_vec;
+struct blk_flush_queue;
+struct blk_independent_access_ranges;
+struct blk_mq_ctx;
+struct blk_mq_hw_ctx;
+struct blk_mq_ops;
+struct blk_mq_tag_set;
+struct blk_mq_tags;
 struct blk_plug;
+struct blk_queue_stats;
+struct blk_trace;
+struct blkcg;
+struct blkcg_gq;
+struct blkcg_policy_data;
+struct blkg_iostat_set;
+struct blkg_policy_data;
+struct block_device;
+struct block_device_operations;
 struct bpf_local_storage;
 struct bpf_net_context;
 struct bpf_prog;
@@ -22,11 +46,9 @@ struct bpf_run_ctx;
 struct bus_dma_region;
 struct bus_type;
 struct callback_head;
-struct can_dev_rcv_lists;
-struct can_pkg_stats;
-struct can_rcv_lists_stats;
 struct capture_control;
 struct cdev;
+struct cdrom_device_info;
 struct cfs_rq;
 struct cgroup;
 struct cgroup_namespace;
@@ -39,6 +61,8 @@ struct cma;
 struct compat_robust_list_head;
 struct completion;
 struct completion_list;
+struct cpu_stop_done;
+struct cpuidle_state;
 struct cpumask;
 struct cred;
 struct css_rstat_cpu;
@@ -63,25 +87,25 @@ struct device_node;
 struct device_physical_location;
 struct device_private;
 struct device_type;
+struct disk_events;
 struct dma_map_ops;
 struct dst_entry;
-struct dst_ops;
+struct elevator_queue;
 struct em_perf_domain;
+struct event_filter;
 struct fasync_struct;
 struct fdtable;
-struct fib6_info;
-struct fib6_table;
-struct fib_notifier_ops;
-struct fib_rules_ops;
-struct fib_table;
 struct file;
 struct file_operations;
 struct files_struct;
 struct fown_struct;
-struct fqdir;
 struct fs_pin;
 struct fs_struct;
 struct fsnotify_mark_connector;
+struct ftrace_hash;
+struct ftrace_ops;
+struct ftrace_ops_hash;
+struct ftrace_regs;
 struct futex_pi_state;
 struct futex_private_hash;
 struct fwnode_handle;
@@ -95,34 +119,25 @@ struct hotplug_slot_ops;
 struct hrtimer;
 struct hrtimer_clock_base;
 struct hvc_struct;
-struct icmp_mib;
-struct icmpmsg_mib;
-struct icmpv6_mib;
-struct icmpv6msg_mib;
 struct inet_bind2_bucket;
 struct inet_bind_bucket;
 struct inet_connection_sock_af_ops;
-struct inet_hashinfo;
-struct inet_peer_base;
 struct inet_timewait_death_row;
 struct inode;
+struct internal_state;
 struct io_bitmap;
+struct io_comp_batch;
 struct io_context;
+struct io_cq;
 struct io_restriction;
 struct io_tlb_mem;
 struct io_uring_task;
-struct ioam6_pernet_data;
 struct iommu_group;
 struct iommu_mm_data;
-struct ip_conntrack_stat;
 struct ip_mc_socklist;
 struct ip_options;
 struct ip_options_rcu;
-struct ip_ra_chain;
 struct ipc_namespace;
-struct ipstats_mib;
-struct ipv4_devconf;
-struct ipv6_devconf;
 struct ipv6_fl_socklist;
 struct ipv6_pinfo;
 struct ipv6_txoptions;
@@ -153,13 +168,12 @@ struct kprobe;
 struct kset;
 struct ldt_struct;
 struct linux_binfmt;
-struct linux_mib;
-struct linux_tls_mib;
-struct linux_xfrm_mib;
 struct list_head;
+struct llist_head;
 struct llist_node;
 struct mem_cgroup;
 struct mempolicy;
+struct mempool;
 struct mm_cid_pcpu;
 struct mm_struct;
 struct mmu_notifier_subscriptions;
@@ -169,23 +183,13 @@ struct mnt_pcp;
 struct module;
 struct mount;
 struct mountpoint;
-struct mpls_route;
-struct mptcp_mib;
 struct msi_device_data;
 struct mutex;
 struct mutex_waiter;
 struct nameidata;
-struct neighbour;
 struct net;
 struct net_device;
-struct net_generic;
-struct netns_ipvs;
-struct nf_ct_event_notifier;
-struct nf_flow_table_stat;
-struct nf_hook_entries;
-struct nf_logger;
 struct notification;
-struct notifier_block;
 struct ns_common;
 struct nsproxy;
 struct numa_drop_counters;
@@ -196,20 +200,25 @@ struct page;
 struct pci_slot;
 struct percpu_ref;
 struct percpu_ref_data;
+struct perf_addr_filter_range;
+struct perf_buffer;
+struct perf_cgroup;
 struct perf_ctx_data;
 struct perf_event;
 struct perf_event_context;
+struct perf_event_pmu_context;
+struct perf_sample_data;
 struct pid;
 struct pid_namespace;
 struct pidfs_attr;
 struct pipe_inode_info;
 struct pm_subsys_data;
+struct pmu;
 struct pollfd;
 struct port_buffer;
 struct ports_device;
-struct proc_dir_entry;
 struct proc_ns_operations;
-struct prot_inuse;
+struct prog_entry;
 struct proto;
 struct proto_ops;
 struct psi_group;
@@ -218,29 +227,32 @@ struct rb_node;
 struct rb_node_linked;
 struct rcu_node;
 struct reclaim_state;
+struct request;
+struct request_queue;
 struct request_sock;
 struct restart_block;
 struct rhash_head;
 struct rhashtable;
+struct rhlist_head;
 struct robust_list_head;
+struct root_domain;
 struct rq;
 struct rq_flags;
+struct rq_qos;
 struct rseq;
-struct rt6_info;
-struct rt6_statistics;
 struct rt_mutex_waiter;
 struct rwsem_waiter;
 struct saved_syn;
 struct sched_cache_group;
 struct sched_class;
 struct sched_dl_entity;
+struct sched_domain;
 struct sched_entity;
 struct sched_rt_entity;
-struct sctp_mib;
 struct scx_dispatch_q;
+struct scx_dsq_pcpu;
 struct scx_sched;
 struct seccomp_filter;
-struct seg6_pernet_data;
 struct sem_undo_list;
 struct seq_file;
 struct sighand_struct;
@@ -265,17 +277,16 @@ struct tcp_congestion_ops;
 struct tcp_fastopen_context;
 struct tcp_fastopen_request;
 struct tcp_md5sig_info;
-struct tcp_mib;
 struct tcp_sock_af_ops;
 struct tcp_ulp_ops;
+struct throtl_data;
 struct time_namespace;
 struct timer_list;
+struct timer_rand_state;
+struct trace_event_call;
 struct tracepoint_ext;
 struct tracepoint_func;
 struct ucounts;
-struct udp_mib;
-struct udp_table;
-struct uevent_sock;
 struct unwind_cache;
 struct uprobe_task;
 struct user_namespace;
@@ -886,6 +897,12 @@ struct wait_queue_head {
 
 typedef struct wait_queue_head wait_queue_head_t;
 
+struct bio_vec {
+	struct page *bv_page;
+	unsigned int bv_len;
+	unsigned int bv_offset;
+};
+
 typedef int (*request_key_actor_t)(struct key *, void *);
 
 struct lock_class_key {};
@@ -1015,6 +1032,8 @@ struct rlimit {
 };
 
 typedef void percpu_ref_func_t(struct percpu_ref *);
+
+typedef u64 sector_t;
 
 typedef unsigned int gfp_t;
 
@@ -1307,6 +1326,16 @@ struct device_type {
 	const struct dev_pm_ops *pm;
 };
 
+typedef struct {
+	atomic_long_t a;
+} local_t;
+
+enum ftrace_ops_cmd {
+	FTRACE_OPS_CMD_ENABLE_SHARE_IPMODIFY_SELF = 0,
+	FTRACE_OPS_CMD_ENABLE_SHARE_IPMODIFY_PEER = 1,
+	FTRACE_OPS_CMD_DISABLE_SHARE_IPMODIFY_PEER = 2,
+};
+
 struct timer_list {
 	struct hlist_node entry;
 	long unsigned int expires;
@@ -1322,6 +1351,14 @@ struct cgroup_file {
 };
 
 typedef __u32 __be32;
+
+typedef unsigned int blk_qc_t;
+
+typedef void bio_end_io_t(struct bio *);
+
+typedef void *mempool_alloc_t(gfp_t, void *);
+
+typedef void mempool_free_t(void *, void *);
 
 enum bpf_map_type {
 	BPF_MAP_TYPE_UNSPEC = 0,
@@ -1365,6 +1402,33 @@ enum bpf_map_type {
 	__MAX_BPF_MAP_TYPE = 36,
 };
 
+struct hw_perf_event_extra {
+	u64 config;
+	unsigned int reg;
+	int alloc;
+	int idx;
+};
+
+struct arch_hw_breakpoint {
+	long unsigned int address;
+	long unsigned int mask;
+	u8 len;
+	u8 type;
+};
+
+struct rhlist_head {
+	struct rhash_head rhead;
+	struct rhlist_head *next;
+};
+
+typedef struct {
+	local_t a;
+} local64_t;
+
+typedef unsigned int blk_mode_t;
+
+typedef u8 blk_status_t;
+
 typedef __u16 __be16;
 
 struct in6_addr {
@@ -1373,20 +1437,6 @@ struct in6_addr {
 		__be16 u6_addr16[8];
 		__be32 u6_addr32[4];
 	} in6_u;
-};
-
-struct udp_tunnel_gro {
-	struct sock *sk;
-	struct hlist_head list;
-};
-
-struct xfrm_policy_hash {
-	struct hlist_head *table;
-	unsigned int hmask;
-	u8 dbits4;
-	u8 sbits4;
-	u8 dbits6;
-	u8 sbits6;
 };
 
 struct sk_buff_list {
@@ -1403,8 +1453,6 @@ typedef u64 netdev_features_t;
 typedef struct {
 	struct net *net;
 } possible_net_t;
-
-struct ref_tracker_dir {};
 
 typedef unsigned int sk_buff_data_t;
 
@@ -1933,102 +1981,6 @@ struct ctl_table_set {
 	struct ctl_dir dir;
 };
 
-struct raw_notifier_head {
-	struct notifier_block *head;
-};
-
-struct netns_core {
-	struct ctl_table_header *sysctl_hdr;
-	int sysctl_somaxconn;
-	int sysctl_txq_reselection;
-	int sysctl_optmem_max;
-	u8 sysctl_txrehash;
-	u8 sysctl_tstamp_allow_data;
-	u8 sysctl_bypass_prot_mem;
-	struct prot_inuse *prot_inuse;
-	struct cpumask *rps_default_mask;
-};
-
-struct netns_mib {
-	struct ipstats_mib *ip_statistics;
-	struct ipstats_mib *ipv6_statistics;
-	struct tcp_mib *tcp_statistics;
-	struct linux_mib *net_statistics;
-	struct udp_mib *udp_statistics;
-	struct udp_mib *udp_stats_in6;
-	struct linux_xfrm_mib *xfrm_statistics;
-	struct linux_tls_mib *tls_statistics;
-	struct mptcp_mib *mptcp_statistics;
-	struct icmp_mib *icmp_statistics;
-	struct icmpmsg_mib *icmpmsg_statistics;
-	struct icmpv6_mib *icmpv6_statistics;
-	struct icmpv6msg_mib *icmpv6msg_statistics;
-	struct proc_dir_entry *proc_net_devsnmp6;
-};
-
-struct netns_packet {
-	struct mutex sklist_lock;
-	struct hlist_head sklist;
-};
-
-struct unix_table {
-	spinlock_t *locks;
-	struct hlist_head *buckets;
-};
-
-struct netns_unix {
-	struct unix_table table;
-	int sysctl_max_dgram_qlen;
-	struct ctl_table_header *ctl;
-};
-
-struct blocking_notifier_head {
-	struct rw_semaphore rwsem;
-	struct notifier_block *head;
-};
-
-struct netns_nexthop {
-	struct rb_root rb_root;
-	struct hlist_head *devhash;
-	unsigned int seq;
-	u32 last_id_allocated;
-	struct blocking_notifier_head notifier_chain;
-};
-
-struct inet_timewait_death_row {
-	refcount_t tw_refcount;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	struct inet_hashinfo *hashinfo;
-	int sysctl_max_tw_buckets;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-};
-
-struct local_ports {
-	u32 range;
-	bool warned;
-};
-
-struct ping_group_range {
-	seqlock_t lock;
-	kgid_t range[2];
-};
-
-struct sysctl_fib_multipath_hash_seed {
-	u32 user_seed;
-	u32 mp_seed;
-};
-
 typedef struct {
 	u64 key[2];
 } siphash_key_t;
@@ -2038,648 +1990,6 @@ struct delayed_work {
 	struct timer_list timer;
 	struct workqueue_struct *wq;
 	int cpu;
-};
-
-struct netns_ipv4 {
-	__u8 __cacheline_group_begin__netns_ipv4_read_tx[0];
-	u8 sysctl_tcp_early_retrans;
-	u8 sysctl_tcp_tso_win_divisor;
-	u8 sysctl_tcp_tso_rtt_log;
-	u8 sysctl_tcp_autocorking;
-	int sysctl_tcp_min_snd_mss;
-	unsigned int sysctl_tcp_notsent_lowat;
-	int sysctl_tcp_limit_output_bytes;
-	int sysctl_tcp_min_rtt_wlen;
-	int sysctl_tcp_wmem[3];
-	u8 sysctl_ip_fwd_use_pmtu;
-	__u8 __cacheline_group_end__netns_ipv4_read_tx[0];
-	__u8 __cacheline_group_begin__netns_ipv4_read_txrx[0];
-	u8 sysctl_tcp_shrink_window;
-	__u8 __cacheline_group_end__netns_ipv4_read_txrx[0];
-	__u8 __cacheline_group_begin__netns_ipv4_read_rx[0];
-	u8 sysctl_tcp_moderate_rcvbuf;
-	u8 sysctl_ip_early_demux;
-	u8 sysctl_tcp_early_demux;
-	u8 sysctl_tcp_l3mdev_accept;
-	int sysctl_tcp_reordering;
-	int sysctl_tcp_rmem[3];
-	int sysctl_tcp_rcvbuf_low_rtt;
-	__u8 __cacheline_group_end__netns_ipv4_read_rx[0];
-	long: 0;
-	__u8 __cacheline_group_begin__icmp[0];
-	atomic_t icmp_global_credit;
-	u32 icmp_global_stamp;
-	__u8 __cacheline_group_end__icmp[0];
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	struct {} __cacheline_group_pad__icmp;
-	struct inet_timewait_death_row tcp_death_row;
-	struct udp_table *udp_table;
-	struct udp_tunnel_gro udp_tunnel_gro[2];
-	struct ctl_table_header *forw_hdr;
-	struct ctl_table_header *frags_hdr;
-	struct ctl_table_header *ipv4_hdr;
-	struct ctl_table_header *route_hdr;
-	struct ctl_table_header *xfrm4_hdr;
-	struct ipv4_devconf *devconf_all;
-	struct ipv4_devconf *devconf_dflt;
-	struct ip_ra_chain *ra_chain;
-	struct mutex ra_mutex;
-	struct fib_rules_ops *rules_ops;
-	struct fib_table *fib_main;
-	struct fib_table *fib_default;
-	unsigned int fib_rules_require_fldissect;
-	bool fib_has_custom_rules;
-	bool fib_has_custom_local_routes;
-	bool fib_offload_disabled;
-	atomic_t fib_num_tclassid_users;
-	struct hlist_head *fib_table_hash;
-	struct sock *fibnl;
-	struct hlist_head *fib_info_hash;
-	unsigned int fib_info_hash_bits;
-	unsigned int fib_info_cnt;
-	struct sock *mc_autojoin_sk;
-	struct inet_peer_base *peers;
-	struct fqdir *fqdir;
-	u8 sysctl_icmp_echo_ignore_all;
-	u8 sysctl_icmp_echo_enable_probe;
-	u8 sysctl_icmp_echo_ignore_broadcasts;
-	u8 sysctl_icmp_ignore_bogus_error_responses;
-	u8 sysctl_icmp_errors_use_inbound_ifaddr;
-	u8 sysctl_icmp_errors_extension_mask;
-	int sysctl_icmp_ratelimit;
-	int sysctl_icmp_ratemask;
-	int sysctl_icmp_msgs_per_sec;
-	int sysctl_icmp_msgs_burst;
-	u32 ip_rt_min_pmtu;
-	int ip_rt_mtu_expires;
-	int ip_rt_min_advmss;
-	struct local_ports ip_local_ports;
-	u8 sysctl_tcp_ecn;
-	u8 sysctl_tcp_ecn_option;
-	u8 sysctl_tcp_ecn_option_beacon;
-	u8 sysctl_tcp_ecn_fallback;
-	u8 sysctl_ip_default_ttl;
-	u8 sysctl_ip_no_pmtu_disc;
-	u8 sysctl_ip_fwd_update_priority;
-	u8 sysctl_ip_nonlocal_bind;
-	u8 sysctl_ip_autobind_reuse;
-	u8 sysctl_ip_dynaddr;
-	u32 sysctl_ip_local_port_step_width;
-	u8 sysctl_raw_l3mdev_accept;
-	u8 sysctl_udp_early_demux;
-	u8 sysctl_nexthop_compat_mode;
-	u8 sysctl_fwmark_reflect;
-	u8 sysctl_tcp_fwmark_accept;
-	u8 sysctl_tcp_mtu_probing;
-	int sysctl_tcp_mtu_probe_floor;
-	int sysctl_tcp_base_mss;
-	int sysctl_tcp_probe_threshold;
-	u32 sysctl_tcp_probe_interval;
-	int sysctl_tcp_keepalive_time;
-	int sysctl_tcp_keepalive_intvl;
-	u8 sysctl_tcp_keepalive_probes;
-	u8 sysctl_tcp_syn_retries;
-	u8 sysctl_tcp_synack_retries;
-	u8 sysctl_tcp_syncookies;
-	u8 sysctl_tcp_migrate_req;
-	u8 sysctl_tcp_comp_sack_nr;
-	u8 sysctl_tcp_backlog_ack_defer;
-	u8 sysctl_tcp_pingpong_thresh;
-	u8 sysctl_tcp_retries1;
-	u8 sysctl_tcp_retries2;
-	u8 sysctl_tcp_orphan_retries;
-	u8 sysctl_tcp_tw_reuse;
-	unsigned int sysctl_tcp_tw_reuse_delay;
-	int sysctl_tcp_fin_timeout;
-	u8 sysctl_tcp_sack;
-	u8 sysctl_tcp_window_scaling;
-	u8 sysctl_tcp_timestamps;
-	int sysctl_tcp_rto_min_us;
-	int sysctl_tcp_rto_max_ms;
-	u8 sysctl_tcp_recovery;
-	u8 sysctl_tcp_thin_linear_timeouts;
-	u8 sysctl_tcp_slow_start_after_idle;
-	u8 sysctl_tcp_retrans_collapse;
-	u8 sysctl_tcp_stdurg;
-	u8 sysctl_tcp_rfc1337;
-	u8 sysctl_tcp_abort_on_overflow;
-	u8 sysctl_tcp_fack;
-	int sysctl_tcp_max_reordering;
-	int sysctl_tcp_adv_win_scale;
-	u8 sysctl_tcp_dsack;
-	u8 sysctl_tcp_app_win;
-	u8 sysctl_tcp_frto;
-	u8 sysctl_tcp_nometrics_save;
-	u8 sysctl_tcp_no_ssthresh_metrics_save;
-	u8 sysctl_tcp_workaround_signed_windows;
-	int sysctl_tcp_challenge_ack_limit;
-	u8 sysctl_tcp_min_tso_segs;
-	u8 sysctl_tcp_reflect_tos;
-	int sysctl_tcp_invalid_ratelimit;
-	int sysctl_tcp_pacing_ss_ratio;
-	int sysctl_tcp_pacing_ca_ratio;
-	unsigned int sysctl_tcp_child_ehash_entries;
-	int sysctl_tcp_comp_sack_rtt_percent;
-	long unsigned int sysctl_tcp_comp_sack_delay_ns;
-	long unsigned int sysctl_tcp_comp_sack_slack_ns;
-	int sysctl_max_syn_backlog;
-	int sysctl_tcp_fastopen;
-	const struct tcp_congestion_ops *tcp_congestion_control;
-	struct tcp_fastopen_context *tcp_fastopen_ctx;
-	unsigned int sysctl_tcp_fastopen_blackhole_timeout;
-	atomic_t tfo_active_disable_times;
-	long unsigned int tfo_active_disable_stamp;
-	u32 tcp_challenge_timestamp;
-	u32 tcp_challenge_count;
-	u8 sysctl_tcp_plb_enabled;
-	u8 sysctl_tcp_plb_idle_rehash_rounds;
-	u8 sysctl_tcp_plb_rehash_rounds;
-	u8 sysctl_tcp_plb_suspend_rto_sec;
-	int sysctl_tcp_plb_cong_thresh;
-	int sysctl_udp_wmem_min;
-	int sysctl_udp_rmem_min;
-	u8 sysctl_fib_notify_on_flag_change;
-	u8 sysctl_tcp_syn_linear_timeouts;
-	u8 sysctl_udp_l3mdev_accept;
-	u8 sysctl_igmp_llm_reports;
-	int sysctl_igmp_max_memberships;
-	int sysctl_igmp_max_msf;
-	int sysctl_igmp_qrv;
-	struct ping_group_range ping_group_range;
-	u16 ping_port_rover;
-	atomic_t dev_addr_genid;
-	unsigned int sysctl_udp_child_hash_entries;
-	long unsigned int *sysctl_local_reserved_ports;
-	int sysctl_ip_prot_sock;
-	struct list_head mr_tables;
-	struct fib_rules_ops *mr_rules_ops;
-	struct fib_notifier_ops *ipmr_notifier_ops;
-	atomic_t ipmr_seq;
-	struct mutex mfc_mutex;
-	struct sysctl_fib_multipath_hash_seed sysctl_fib_multipath_hash_seed;
-	u32 sysctl_fib_multipath_hash_fields;
-	u8 sysctl_fib_multipath_use_neigh;
-	u8 sysctl_fib_multipath_hash_policy;
-	struct fib_notifier_ops *notifier_ops;
-	unsigned int fib_seq;
-	atomic_t rt_genid;
-	siphash_key_t ip_id_key;
-	struct hlist_head *inet_addr_lst;
-	struct delayed_work addr_chk_work;
-	long: 64;
-	long: 64;
-};
-
-struct dst_ops {
-	short unsigned int family;
-	unsigned int gc_thresh;
-	void (*gc)(struct dst_ops *);
-	struct dst_entry * (*check)(struct dst_entry *, __u32);
-	unsigned int (*default_advmss)(const struct dst_entry *);
-	unsigned int (*mtu)(const struct dst_entry *);
-	u32 * (*cow_metrics)(struct dst_entry *, long unsigned int);
-	void (*destroy)(struct dst_entry *);
-	void (*ifdown)(struct dst_entry *, struct net_device *);
-	void (*negative_advice)(struct sock *, struct dst_entry *);
-	void (*link_failure)(struct sk_buff *);
-	void (*update_pmtu)(struct dst_entry *, struct sock *, struct sk_buff *, u32, bool);
-	void (*redirect)(struct dst_entry *, struct sock *, struct sk_buff *);
-	int (*local_out)(struct net *, struct sock *, struct sk_buff *);
-	struct neighbour * (*neigh_lookup)(const struct dst_entry *, struct sk_buff *, const void *);
-	void (*confirm_neigh)(const struct dst_entry *, const void *);
-	struct kmem_cache *kmem_cachep;
-	struct percpu_counter pcpuc_entries;
-	long: 64;
-	long: 64;
-	long: 64;
-};
-
-struct netns_sysctl_ipv6 {
-	struct ctl_table_header *hdr;
-	struct ctl_table_header *route_hdr;
-	struct ctl_table_header *icmp_hdr;
-	struct ctl_table_header *frags_hdr;
-	struct ctl_table_header *xfrm6_hdr;
-	int flush_delay;
-	int ip6_rt_max_size;
-	int ip6_rt_gc_min_interval;
-	int ip6_rt_gc_timeout;
-	int ip6_rt_gc_interval;
-	int ip6_rt_gc_elasticity;
-	int ip6_rt_mtu_expires;
-	int ip6_rt_min_advmss;
-	u32 multipath_hash_fields;
-	u8 multipath_hash_policy;
-	__u8 __cacheline_group_begin__sysctl_ipv6_flowlabel[0];
-	u8 flowlabel_consistency;
-	u8 auto_flowlabels;
-	u8 flowlabel_state_ranges;
-	__u8 __cacheline_group_end__sysctl_ipv6_flowlabel[0];
-	u8 icmpv6_echo_ignore_all;
-	u8 icmpv6_echo_ignore_multicast;
-	u8 icmpv6_echo_ignore_anycast;
-	int icmpv6_time;
-	long unsigned int icmpv6_ratemask[4];
-	long unsigned int *icmpv6_ratemask_ptr;
-	u8 anycast_src_echo_reply;
-	u8 bindv6only;
-	u8 ip_nonlocal_bind;
-	u8 fwmark_reflect;
-	int idgen_retries;
-	int idgen_delay;
-	int flowlabel_reflect;
-	int max_dst_opts_cnt;
-	int max_hbh_opts_cnt;
-	int max_dst_opts_len;
-	int max_hbh_opts_len;
-	int seg6_flowlabel;
-	u32 ioam6_id;
-	u64 ioam6_id_wide;
-	u8 skip_notify_on_dev_down;
-	u8 fib_notify_on_flag_change;
-	u8 icmpv6_error_anycast_as_unicast;
-	u8 icmpv6_errors_extension_mask;
-};
-
-struct netns_ipv6 {
-	struct dst_ops ip6_dst_ops;
-	struct netns_sysctl_ipv6 sysctl;
-	struct ipv6_devconf *devconf_all;
-	struct ipv6_devconf *devconf_dflt;
-	struct inet_peer_base *peers;
-	struct fqdir *fqdir;
-	struct fib6_info *fib6_null_entry;
-	struct rt6_info *ip6_null_entry;
-	struct rt6_statistics *rt6_stats;
-	struct timer_list ip6_fib_timer;
-	struct hlist_head *fib_table_hash;
-	spinlock_t fib_table_hash_lock;
-	struct fib6_table *fib6_main_tbl;
-	struct list_head fib6_walkers;
-	rwlock_t fib6_walker_lock;
-	spinlock_t fib6_gc_lock;
-	atomic_t ip6_rt_gc_expire;
-	long unsigned int ip6_rt_last_gc;
-	unsigned char flowlabel_has_excl;
-	bool fib6_has_custom_rules;
-	unsigned int fib6_rules_require_fldissect;
-	unsigned int fib6_routes_require_src;
-	struct rt6_info *ip6_prohibit_entry;
-	struct rt6_info *ip6_blk_hole_entry;
-	struct fib6_table *fib6_local_tbl;
-	struct fib_rules_ops *fib6_rules_ops;
-	struct sock *ndisc_sk;
-	struct sock *tcp_sk;
-	struct sock *igmp_sk;
-	struct sock *mc_autojoin_sk;
-	struct hlist_head *inet6_addr_lst;
-	spinlock_t addrconf_hash_lock;
-	struct delayed_work addr_chk_work;
-	struct list_head mr6_tables;
-	struct fib_rules_ops *mr6_rules_ops;
-	struct fib_notifier_ops *ip6mr_notifier_ops;
-	atomic_t ipmr_seq;
-	struct mutex mfc_mutex;
-	atomic_t dev_addr_genid;
-	atomic_t fib6_sernum;
-	struct seg6_pernet_data *seg6_data;
-	struct fib_notifier_ops *notifier_ops;
-	int flowlabel_count;
-	struct {
-		struct hlist_head head;
-		spinlock_t lock;
-		u32 seq;
-	} ip6addrlbl_table;
-	struct ioam6_pernet_data *ioam6_data;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-};
-
-struct netns_sysctl_lowpan {
-	struct ctl_table_header *frags_hdr;
-};
-
-struct netns_ieee802154_lowpan {
-	struct netns_sysctl_lowpan sysctl;
-	struct fqdir *fqdir;
-};
-
-struct netns_sctp {
-	struct sctp_mib *sctp_statistics;
-	struct proc_dir_entry *proc_net_sctp;
-	struct ctl_table_header *sysctl_header;
-	struct sock *ctl_sock;
-	struct sock *udp4_sock;
-	struct sock *udp6_sock;
-	int udp_port;
-	int encap_port;
-	struct list_head local_addr_list;
-	struct list_head addr_waitq;
-	struct timer_list addr_wq_timer;
-	struct list_head auto_asconf_splist;
-	spinlock_t addr_wq_lock;
-	spinlock_t local_addr_lock;
-	unsigned int rto_initial;
-	unsigned int rto_min;
-	unsigned int rto_max;
-	int rto_alpha;
-	int rto_beta;
-	int max_burst;
-	int cookie_preserve_enable;
-	int cookie_auth_enable;
-	unsigned int valid_cookie_life;
-	unsigned int sack_timeout;
-	unsigned int hb_interval;
-	unsigned int probe_interval;
-	int max_retrans_association;
-	int max_retrans_path;
-	int max_retrans_init;
-	int pf_retrans;
-	int ps_retrans;
-	int pf_enable;
-	int pf_expose;
-	int sndbuf_policy;
-	int rcvbuf_policy;
-	int default_auto_asconf;
-	int addip_enable;
-	int addip_noauth;
-	int prsctp_enable;
-	int reconf_enable;
-	int auth_enable;
-	int intl_enable;
-	int ecn_enable;
-	int scope_policy;
-	int rwnd_upd_shift;
-	long unsigned int max_autoclose;
-	int l3mdev_accept;
-};
-
-struct netns_nf {
-	struct proc_dir_entry *proc_netfilter;
-	const struct nf_logger *nf_loggers[11];
-	struct ctl_table_header *nf_log_dir_header;
-	struct ctl_table_header *nf_lwtnl_dir_header;
-	struct nf_hook_entries *hooks_ipv4[5];
-	struct nf_hook_entries *hooks_ipv6[5];
-	struct nf_hook_entries *hooks_arp[3];
-	struct nf_hook_entries *hooks_bridge[5];
-	unsigned int defrag_ipv4_users;
-	unsigned int defrag_ipv6_users;
-};
-
-struct nf_generic_net {
-	unsigned int timeout;
-};
-
-struct nf_tcp_net {
-	unsigned int timeouts[14];
-	u8 tcp_loose;
-	u8 tcp_be_liberal;
-	u8 tcp_max_retrans;
-	u8 tcp_ignore_invalid_rst;
-	unsigned int offload_timeout;
-};
-
-struct nf_udp_net {
-	unsigned int timeouts[2];
-	unsigned int offload_timeout;
-};
-
-struct nf_icmp_net {
-	unsigned int timeout;
-};
-
-struct nf_sctp_net {
-	unsigned int timeouts[10];
-};
-
-struct nf_gre_net {
-	struct list_head keymap_list;
-	unsigned int timeouts[2];
-};
-
-struct nf_ip_net {
-	struct nf_generic_net generic;
-	struct nf_tcp_net tcp;
-	struct nf_udp_net udp;
-	struct nf_icmp_net icmp;
-	struct nf_icmp_net icmpv6;
-	struct nf_sctp_net sctp;
-	struct nf_gre_net gre;
-};
-
-struct netns_ct {
-	bool ecache_dwork_pending;
-	u8 sysctl_log_invalid;
-	u8 sysctl_events;
-	u8 sysctl_acct;
-	u8 sysctl_tstamp;
-	u8 sysctl_checksum;
-	struct ip_conntrack_stat *stat;
-	struct nf_ct_event_notifier *nf_conntrack_event_cb;
-	struct nf_ip_net nf_ct_proto;
-	atomic_t labels_used;
-};
-
-struct netns_nftables {
-	unsigned int base_seq;
-	u8 gencursor;
-};
-
-struct netns_ft {
-	struct nf_flow_table_stat *stat;
-};
-
-struct netns_bpf {
-	struct bpf_prog_array *run_array[2];
-	struct bpf_prog *progs[2];
-	struct list_head links[2];
-};
-
-struct xfrm_policy_hthresh {
-	struct work_struct work;
-	seqlock_t lock;
-	u8 lbits4;
-	u8 rbits4;
-	u8 lbits6;
-	u8 rbits6;
-};
-
-struct netns_xfrm {
-	struct list_head state_all;
-	struct hlist_head *state_bydst;
-	struct hlist_head *state_bysrc;
-	struct hlist_head *state_byspi;
-	struct hlist_head *state_byseq;
-	struct hlist_head *state_cache_input;
-	unsigned int state_hmask;
-	unsigned int state_num;
-	struct work_struct state_hash_work;
-	struct list_head policy_all;
-	struct hlist_head *policy_byidx;
-	unsigned int policy_idx_hmask;
-	unsigned int idx_generator;
-	struct xfrm_policy_hash policy_bydst[3];
-	unsigned int policy_count[6];
-	struct work_struct policy_hash_work;
-	struct xfrm_policy_hthresh policy_hthresh;
-	struct list_head inexact_bins;
-	struct sock *nlsk;
-	struct sock *nlsk_stash;
-	u32 sysctl_aevent_etime;
-	u32 sysctl_aevent_rseqth;
-	int sysctl_larval_drop;
-	u32 sysctl_acq_expires;
-	u8 policy_default[3];
-	struct ctl_table_header *sysctl_hdr;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	struct dst_ops xfrm4_dst_ops;
-	struct dst_ops xfrm6_dst_ops;
-	spinlock_t xfrm_state_lock;
-	seqcount_spinlock_t xfrm_state_hash_generation;
-	seqcount_spinlock_t xfrm_policy_hash_generation;
-	spinlock_t xfrm_policy_lock;
-	struct mutex xfrm_cfg_mutex;
-	struct delayed_work nat_keepalive_work;
-};
-
-struct seqcount_mutex {
-	seqcount_t seqcount;
-};
-
-typedef struct seqcount_mutex seqcount_mutex_t;
-
-struct netns_mpls {
-	int ip_ttl_propagate;
-	int default_ttl;
-	size_t platform_labels;
-	struct mpls_route **platform_label;
-	struct mutex platform_mutex;
-	seqcount_mutex_t platform_label_seq;
-	struct ctl_table_header *ctl;
-};
-
-struct netns_can {
-	struct proc_dir_entry *proc_dir;
-	struct proc_dir_entry *pde_stats;
-	struct proc_dir_entry *pde_reset_stats;
-	struct proc_dir_entry *pde_rcvlist_all;
-	struct proc_dir_entry *pde_rcvlist_fil;
-	struct proc_dir_entry *pde_rcvlist_inv;
-	struct proc_dir_entry *pde_rcvlist_sff;
-	struct proc_dir_entry *pde_rcvlist_eff;
-	struct proc_dir_entry *pde_rcvlist_err;
-	struct proc_dir_entry *bcmproc_dir;
-	struct can_dev_rcv_lists *rx_alldev_list;
-	spinlock_t rcvlists_lock;
-	struct timer_list stattimer;
-	struct can_pkg_stats *pkg_stats;
-	struct can_rcv_lists_stats *rcv_lists_stats;
-	struct hlist_head cgw_list;
-};
-
-struct netns_xdp {
-	struct mutex lock;
-	struct hlist_head list;
-};
-
-enum vsock_net_mode {
-	VSOCK_NET_MODE_GLOBAL = 0,
-	VSOCK_NET_MODE_LOCAL = 1,
-};
-
-struct netns_vsock {
-	struct ctl_table_header *sysctl_hdr;
-	u32 port;
-	enum vsock_net_mode mode;
-	enum vsock_net_mode child_ns_mode;
-	int child_ns_mode_locked;
-	int g2h_fallback;
-};
-
-struct net {
-	refcount_t passive;
-	spinlock_t rules_mod_lock;
-	unsigned int dev_base_seq;
-	u32 ifindex;
-	spinlock_t nsid_lock;
-	atomic_t fnhe_genid;
-	struct list_head list;
-	struct list_head exit_list;
-	struct llist_node defer_free_list;
-	struct llist_node cleanup_list;
-	struct list_head ptype_all;
-	struct list_head ptype_specific;
-	struct key_tag *key_domain;
-	struct user_namespace *user_ns;
-	struct ucounts *ucounts;
-	struct idr netns_ids;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	long: 64;
-	struct ns_common ns;
-	struct ref_tracker_dir refcnt_tracker;
-	struct ref_tracker_dir notrefcnt_tracker;
-	struct list_head dev_base_head;
-	struct proc_dir_entry *proc_net;
-	struct proc_dir_entry *proc_net_stat;
-	struct ctl_table_set sysctls;
-	struct sock *rtnl;
-	struct sock *genl_sock;
-	struct uevent_sock *uevent_sock;
-	struct hlist_head *dev_name_head;
-	struct hlist_head *dev_index_head;
-	struct xarray dev_by_index;
-	struct raw_notifier_head netdev_chain;
-	u32 hash_mix;
-	bool is_dying;
-	struct net_device *loopback_dev;
-	struct list_head rules_ops;
-	struct netns_core core;
-	struct netns_mib mib;
-	struct netns_packet packet;
-	struct netns_unix unx;
-	struct netns_nexthop nexthop;
-	struct netns_ipv4 ipv4;
-	struct netns_ipv6 ipv6;
-	struct netns_ieee802154_lowpan ieee802154_lowpan;
-	struct netns_sctp sctp;
-	struct netns_nf nf;
-	struct netns_ct ct;
-	struct netns_nftables nft;
-	struct netns_ft ft;
-	struct sk_buff_head wext_nlevents;
-	struct net_generic *gen;
-	struct netns_bpf bpf;
-	long: 64;
-	long: 64;
-	long: 64;
-	struct netns_xfrm xfrm;
-	u64 net_cookie;
-	struct netns_ipvs *ipvs;
-	struct netns_mpls mpls;
-	struct netns_can can;
-	struct netns_xdp xdp;
-	struct sock *crypto_nlsk;
-	struct sock *diag_nlsk;
-	struct netns_vsock vsock;
 };
 
 typedef u8 dscp_t;
@@ -2735,6 +2045,8 @@ struct flowi6 {
 	union flowi_uli uli;
 	__u32 mp_hash;
 };
+
+struct lockdep_map {};
 
 struct thread_info {
 	long unsigned int flags;
@@ -3570,7 +2882,290 @@ struct mm_struct {
 	char flexible_array[0];
 };
 
+enum perf_event_state {
+	PERF_EVENT_STATE_DEAD = -5,
+	PERF_EVENT_STATE_REVOKED = -4,
+	PERF_EVENT_STATE_EXIT = -3,
+	PERF_EVENT_STATE_ERROR = -2,
+	PERF_EVENT_STATE_OFF = -1,
+	PERF_EVENT_STATE_INACTIVE = 0,
+	PERF_EVENT_STATE_ACTIVE = 1,
+};
+
+struct perf_event_attr {
+	__u32 type;
+	__u32 size;
+	__u64 config;
+	union {
+		__u64 sample_period;
+		__u64 sample_freq;
+	};
+	__u64 sample_type;
+	__u64 read_format;
+	__u64 disabled: 1;
+	__u64 inherit: 1;
+	__u64 pinned: 1;
+	__u64 exclusive: 1;
+	__u64 exclude_user: 1;
+	__u64 exclude_kernel: 1;
+	__u64 exclude_hv: 1;
+	__u64 exclude_idle: 1;
+	__u64 mmap: 1;
+	__u64 comm: 1;
+	__u64 freq: 1;
+	__u64 inherit_stat: 1;
+	__u64 enable_on_exec: 1;
+	__u64 task: 1;
+	__u64 watermark: 1;
+	__u64 precise_ip: 2;
+	__u64 mmap_data: 1;
+	__u64 sample_id_all: 1;
+	__u64 exclude_host: 1;
+	__u64 exclude_guest: 1;
+	__u64 exclude_callchain_kernel: 1;
+	__u64 exclude_callchain_user: 1;
+	__u64 mmap2: 1;
+	__u64 comm_exec: 1;
+	__u64 use_clockid: 1;
+	__u64 context_switch: 1;
+	__u64 write_backward: 1;
+	__u64 namespaces: 1;
+	__u64 ksymbol: 1;
+	__u64 bpf_event: 1;
+	__u64 aux_output: 1;
+	__u64 cgroup: 1;
+	__u64 text_poke: 1;
+	__u64 build_id: 1;
+	__u64 inherit_thread: 1;
+	__u64 remove_on_exec: 1;
+	__u64 sigtrap: 1;
+	__u64 defer_callchain: 1;
+	__u64 defer_output: 1;
+	__u64 __reserved_1: 24;
+	union {
+		__u32 wakeup_events;
+		__u32 wakeup_watermark;
+	};
+	__u32 bp_type;
+	union {
+		__u64 bp_addr;
+		__u64 kprobe_func;
+		__u64 uprobe_path;
+		__u64 config1;
+	};
+	union {
+		__u64 bp_len;
+		__u64 kprobe_addr;
+		__u64 probe_offset;
+		__u64 config2;
+	};
+	__u64 branch_sample_type;
+	__u64 sample_regs_user;
+	__u32 sample_stack_user;
+	__s32 clockid;
+	__u64 sample_regs_intr;
+	__u32 aux_watermark;
+	__u16 sample_max_stack;
+	__u16 __reserved_2;
+	__u32 aux_sample_size;
+	union {
+		__u32 aux_action;
+		struct {
+			__u32 aux_start_paused: 1;
+			__u32 aux_pause: 1;
+			__u32 aux_resume: 1;
+			__u32 __reserved_3: 29;
+		};
+	};
+	__u64 sig_data;
+	__u64 config3;
+	__u64 config4;
+};
+
+struct hw_perf_event {
+	union {
+		struct {
+			u64 config;
+			u64 config1;
+			u64 last_tag;
+			u64 dyn_constraint;
+			long unsigned int config_base;
+			long unsigned int event_base;
+			int event_base_rdpmc;
+			int idx;
+			int last_cpu;
+			int flags;
+			struct hw_perf_event_extra extra_reg;
+			struct hw_perf_event_extra branch_reg;
+		};
+		struct {
+			u64 aux_config;
+			unsigned int aux_paused;
+		};
+		struct {
+			struct hrtimer hrtimer;
+		};
+		struct {
+			struct list_head tp_list;
+		};
+		struct {
+			u64 pwr_acc;
+			u64 ptsc;
+		};
+		struct {
+			struct arch_hw_breakpoint info;
+			struct rhlist_head bp_list;
+		};
+		struct {
+			u8 iommu_bank;
+			u8 iommu_cntr;
+			u16 padding;
+			u64 conf;
+			u64 conf1;
+		};
+	};
+	struct task_struct *target;
+	void *addr_filters;
+	long unsigned int addr_filters_gen;
+	int state;
+	local64_t prev_count;
+	u64 sample_period;
+	union {
+		struct {
+			u64 last_period;
+			local64_t period_left;
+		};
+		struct {
+			u64 saved_metric;
+			u64 saved_slots;
+		};
+	};
+	u64 interrupts_seq;
+	u64 interrupts;
+	u64 freq_time_stamp;
+	u64 freq_count_stamp;
+};
+
+struct perf_addr_filters_head {
+	struct list_head list;
+	raw_spinlock_t lock;
+	unsigned int nr_file_filters;
+};
+
+typedef void (*perf_overflow_handler_t)(struct perf_event *, struct perf_sample_data *, struct pt_regs *);
+
+typedef void (*ftrace_func_t)(long unsigned int, long unsigned int, struct ftrace_ops *, struct ftrace_regs *);
+
+struct ftrace_ops_hash {
+	struct ftrace_hash *notrace_hash;
+	struct ftrace_hash *filter_hash;
+	struct mutex regex_lock;
+};
+
+typedef int (*ftrace_ops_func_t)(struct ftrace_ops *, long unsigned int, enum ftrace_ops_cmd);
+
+struct ftrace_ops {
+	ftrace_func_t func;
+	struct ftrace_ops *next;
+	long unsigned int flags;
+	void *private;
+	ftrace_func_t saved_func;
+	struct ftrace_ops_hash local_hash;
+	struct ftrace_ops_hash *func_hash;
+	struct ftrace_ops_hash old_hash;
+	long unsigned int trampoline;
+	long unsigned int trampoline_size;
+	struct list_head list;
+	struct list_head subop_list;
+	ftrace_ops_func_t ops_func;
+	struct ftrace_ops *managed;
+	long unsigned int direct_call;
+};
+
+struct perf_event {
+	struct list_head event_entry;
+	struct list_head sibling_list;
+	struct list_head active_list;
+	struct rb_node group_node;
+	u64 group_index;
+	struct list_head migrate_entry;
+	struct hlist_node hlist_entry;
+	struct list_head active_entry;
+	int nr_siblings;
+	int event_caps;
+	int group_caps;
+	unsigned int group_generation;
+	struct perf_event *group_leader;
+	struct pmu *pmu;
+	void *pmu_private;
+	enum perf_event_state state;
+	unsigned int attach_state;
+	local64_t count;
+	atomic64_t child_count;
+	u64 total_time_enabled;
+	u64 total_time_running;
+	u64 tstamp;
+	struct perf_event_attr attr;
+	u16 header_size;
+	u16 id_header_size;
+	u16 read_size;
+	struct hw_perf_event hw;
+	struct perf_event_context *ctx;
+	struct perf_event_pmu_context *pmu_ctx;
+	atomic_long_t refcount;
+	atomic64_t child_total_time_enabled;
+	atomic64_t child_total_time_running;
+	struct mutex child_mutex;
+	struct list_head child_list;
+	struct perf_event *parent;
+	int oncpu;
+	int cpu;
+	struct list_head owner_entry;
+	struct task_struct *owner;
+	struct mutex mmap_mutex;
+	refcount_t mmap_count;
+	struct perf_buffer *rb;
+	struct list_head rb_entry;
+	long unsigned int rcu_batches;
+	int rcu_pending;
+	wait_queue_head_t waitq;
+	struct fasync_struct *fasync;
+	unsigned int pending_wakeup;
+	unsigned int pending_kill;
+	unsigned int pending_disable;
+	long unsigned int pending_addr;
+	struct irq_work pending_irq;
+	struct irq_work pending_disable_irq;
+	struct callback_head pending_task;
+	unsigned int pending_work;
+	atomic_t event_limit;
+	struct perf_addr_filters_head addr_filters;
+	struct perf_addr_filter_range *addr_filter_ranges;
+	long unsigned int addr_filters_gen;
+	struct perf_event *aux_event;
+	void (*destroy)(struct perf_event *);
+	struct callback_head callback_head;
+	struct pid_namespace *ns;
+	u64 id;
+	atomic64_t lost_samples;
+	u64 (*clock)(void);
+	perf_overflow_handler_t overflow_handler;
+	void *overflow_handler_context;
+	struct bpf_prog *prog;
+	u64 bpf_cookie;
+	struct trace_event_call *tp_event;
+	struct event_filter *filter;
+	struct ftrace_ops ftrace_ops;
+	struct perf_cgroup *cgrp;
+	void *security;
+	struct list_head sb_list;
+	struct list_head pmu_list;
+	u32 orig_type;
+};
+
 typedef u32 uint32_t;
+
+typedef struct cpumask *cpumask_var_t;
 
 struct kernel_siginfo {
 	struct {
@@ -3590,6 +3185,16 @@ enum {
 struct percpu_ref {
 	long unsigned int percpu_count_ptr;
 	struct percpu_ref_data *data;
+};
+
+enum rw_hint {
+	WRITE_LIFE_NOT_SET = 0,
+	WRITE_LIFE_NONE = 1,
+	WRITE_LIFE_SHORT = 2,
+	WRITE_LIFE_MEDIUM = 3,
+	WRITE_LIFE_LONG = 4,
+	WRITE_LIFE_EXTREME = 5,
+	WRITE_LIFE_HINT_NR = 6,
 };
 
 struct vfsmount {
@@ -3614,6 +3219,28 @@ enum {
 	TCP_NEW_SYN_RECV = 12,
 	TCP_BOUND_INACTIVE = 13,
 	TCP_MAX_STATES = 14,
+};
+
+struct uclamp_bucket {
+	long unsigned int value: 11;
+	long unsigned int tasks: 53;
+};
+
+struct uclamp_rq {
+	unsigned int value;
+	struct uclamp_bucket bucket[5];
+};
+
+struct pin_cookie {};
+
+struct rq_flags {
+	long unsigned int flags;
+	struct pin_cookie cookie;
+	unsigned int clock_update_flags;
+};
+
+struct plist_head {
+	struct list_head node_list;
 };
 
 struct rcu_work {
@@ -3733,10 +3360,54 @@ struct cgroup {
 	long: 64;
 };
 
+typedef __u32 blk_opf_t;
+
+struct bvec_iter {
+	sector_t bi_sector;
+	unsigned int bi_size;
+	unsigned int bi_idx;
+	unsigned int bi_bvec_done;
+} __attribute__((packed));
+
+struct bio {
+	struct bio *bi_next;
+	struct block_device *bi_bdev;
+	blk_opf_t bi_opf;
+	short unsigned int bi_flags;
+	short unsigned int bi_ioprio;
+	enum rw_hint bi_write_hint;
+	u8 bi_write_stream;
+	blk_status_t bi_status;
+	u8 bi_bvec_gap_bit;
+	atomic_t __bi_remaining;
+	struct bio_vec *bi_io_vec;
+	struct bvec_iter bi_iter;
+	union {
+		blk_qc_t bi_cookie;
+		unsigned int __bi_nr_segments;
+	};
+	bio_end_io_t *bi_end_io;
+	void *bi_private;
+	struct blkcg_gq *bi_blkg;
+	u64 issue_time_ns;
+	u64 bi_iocost_cost;
+	struct bio_integrity_payload *bi_integrity;
+	short unsigned int bi_vcnt;
+	short unsigned int bi_max_vecs;
+	atomic_t __bi_cnt;
+	struct bio_set *bi_pool;
+};
+
 struct msi_dev_domain {
 	struct xarray store;
 	struct irq_domain *domain;
 };
+
+typedef void (*smp_call_func_t)(void *);
+
+typedef struct __call_single_data call_single_data_t;
+
+struct u64_stats_sync {};
 
 typedef s32 int32_t;
 
@@ -3827,6 +3498,19 @@ enum {
 	IPPROTO_MAX = 263,
 };
 
+struct mempool {
+	spinlock_t lock;
+	int min_nr;
+	int curr_nr;
+	void **elements;
+	void *pool_data;
+	mempool_alloc_t *alloc;
+	mempool_free_t *free;
+	wait_queue_head_t wait;
+};
+
+typedef struct mempool mempool_t;
+
 struct action_cache {
 	long unsigned int allow_native[8];
 	long unsigned int allow_compat[8];
@@ -3845,11 +3529,78 @@ struct seccomp_filter {
 	wait_queue_head_t wqh;
 };
 
+typedef __u32 req_flags_t;
+
+enum mq_rq_state {
+	MQ_RQ_IDLE = 0,
+	MQ_RQ_IN_FLIGHT = 1,
+	MQ_RQ_COMPLETE = 2,
+};
+
+enum rq_end_io_ret {
+	RQ_END_IO_NONE = 0,
+	RQ_END_IO_FREE = 1,
+};
+
+typedef enum rq_end_io_ret rq_end_io_fn(struct request *, blk_status_t, const struct io_comp_batch *);
+
+struct request {
+	struct request_queue *q;
+	struct blk_mq_ctx *mq_ctx;
+	struct blk_mq_hw_ctx *mq_hctx;
+	blk_opf_t cmd_flags;
+	req_flags_t rq_flags;
+	int tag;
+	int internal_tag;
+	unsigned int timeout;
+	unsigned int __data_len;
+	sector_t __sector;
+	struct bio *bio;
+	struct bio *biotail;
+	union {
+		struct list_head queuelist;
+		struct request *rq_next;
+	};
+	struct block_device *part;
+	u64 alloc_time_ns;
+	u64 start_time_ns;
+	u64 io_start_time_ns;
+	short unsigned int wbt_flags;
+	short unsigned int stats_sectors;
+	short unsigned int nr_phys_segments;
+	short unsigned int nr_integrity_segments;
+	unsigned char phys_gap_bit;
+	enum mq_rq_state state;
+	atomic_t ref;
+	long unsigned int deadline;
+	union {
+		struct hlist_node hash;
+		struct llist_node ipi_list;
+	};
+	union {
+		struct rb_node rb_node;
+		struct bio_vec special_vec;
+	};
+	struct {
+		struct io_cq *icq;
+		void *priv[2];
+	} elv;
+	struct {
+		unsigned int seq;
+		rq_end_io_fn *saved_end_io;
+	} flush;
+	u64 fifo_time;
+	rq_end_io_fn *end_io;
+	void *end_io_data;
+};
+
 enum {
 	BPF_F_INDEX_MASK = 4294967295ULL,
 	BPF_F_CURRENT_CPU = 4294967295ULL,
 	BPF_F_CTXLEN_MASK = 4503595332403200ULL,
 };
+
+typedef struct pt_regs bpf_user_pt_regs_t;
 
 enum {
 	BPF_ANY = 0,
@@ -3907,6 +3658,14 @@ struct flowi {
 		struct flowi4 ip4;
 		struct flowi6 ip6;
 	} u;
+};
+
+enum {
+	BPF_F_SKIP_FIELD_MASK = 255,
+	BPF_F_USER_STACK = 256,
+	BPF_F_FAST_STACK_CMP = 512,
+	BPF_F_REUSE_STACKID = 1024,
+	BPF_F_USER_BUILD_ID = 2048,
 };
 
 struct linux_binprm {
@@ -4082,6 +3841,147 @@ struct pid {
 	struct upid numbers[0];
 };
 
+typedef unsigned int blk_features_t;
+
+typedef unsigned int blk_flags_t;
+
+enum blk_integrity_checksum {
+	BLK_INTEGRITY_CSUM_NONE = 0,
+	BLK_INTEGRITY_CSUM_IP = 1,
+	BLK_INTEGRITY_CSUM_CRC = 2,
+	BLK_INTEGRITY_CSUM_CRC64 = 3,
+};
+
+struct blk_integrity {
+	unsigned char flags;
+	enum blk_integrity_checksum csum_type;
+	unsigned char metadata_size;
+	unsigned char pi_offset;
+	unsigned char interval_exp;
+	unsigned char tag_size;
+	unsigned char pi_tuple_size;
+};
+
+struct queue_limits {
+	blk_features_t features;
+	blk_flags_t flags;
+	long unsigned int seg_boundary_mask;
+	long unsigned int virt_boundary_mask;
+	unsigned int max_hw_sectors;
+	unsigned int max_dev_sectors;
+	unsigned int chunk_sectors;
+	unsigned int max_sectors;
+	unsigned int max_user_sectors;
+	unsigned int max_segment_size;
+	unsigned int max_fast_segment_size;
+	unsigned int physical_block_size;
+	unsigned int logical_block_size;
+	unsigned int alignment_offset;
+	unsigned int io_min;
+	unsigned int io_opt;
+	unsigned int max_discard_sectors;
+	unsigned int max_hw_discard_sectors;
+	unsigned int max_user_discard_sectors;
+	unsigned int max_secure_erase_sectors;
+	unsigned int max_write_zeroes_sectors;
+	unsigned int max_wzeroes_unmap_sectors;
+	unsigned int max_hw_wzeroes_unmap_sectors;
+	unsigned int max_user_wzeroes_unmap_sectors;
+	unsigned int max_hw_zone_append_sectors;
+	unsigned int max_zone_append_sectors;
+	unsigned int discard_granularity;
+	unsigned int discard_alignment;
+	unsigned int zone_write_granularity;
+	unsigned int atomic_write_hw_max;
+	unsigned int atomic_write_max_sectors;
+	unsigned int atomic_write_hw_boundary;
+	unsigned int atomic_write_boundary_sectors;
+	unsigned int atomic_write_hw_unit_min;
+	unsigned int atomic_write_unit_min;
+	unsigned int atomic_write_hw_unit_max;
+	unsigned int atomic_write_unit_max;
+	short unsigned int max_segments;
+	short unsigned int max_integrity_segments;
+	short unsigned int max_discard_segments;
+	short unsigned int max_write_streams;
+	unsigned int write_stream_granularity;
+	unsigned int max_open_zones;
+	unsigned int max_active_zones;
+	unsigned int dma_alignment;
+	unsigned int dma_pad_mask;
+	struct blk_integrity integrity;
+};
+
+struct request_queue {
+	void *queuedata;
+	struct elevator_queue *elevator;
+	const struct blk_mq_ops *mq_ops;
+	struct blk_mq_ctx *queue_ctx;
+	long unsigned int queue_flags;
+	unsigned int rq_timeout;
+	unsigned int queue_depth;
+	refcount_t refs;
+	unsigned int nr_hw_queues;
+	struct blk_mq_hw_ctx **queue_hw_ctx;
+	struct percpu_ref q_usage_counter;
+	struct lock_class_key io_lock_cls_key;
+	struct lockdep_map io_lockdep_map;
+	struct lock_class_key q_lock_cls_key;
+	struct lockdep_map q_lockdep_map;
+	struct request *last_merge;
+	spinlock_t queue_lock;
+	int quiesce_depth;
+	struct gendisk *disk;
+	struct kobject *mq_kobj;
+	struct queue_limits limits;
+	struct device *dev;
+	enum rpm_status rpm_status;
+	atomic_t pm_only;
+	struct blk_queue_stats *stats;
+	struct rq_qos *rq_qos;
+	struct mutex rq_qos_mutex;
+	int id;
+	unsigned int nr_requests;
+	unsigned int async_depth;
+	struct timer_list timeout;
+	struct work_struct timeout_work;
+	atomic_t nr_active_requests_shared_tags;
+	struct blk_mq_tags *sched_shared_tags;
+	struct list_head icq_list;
+	long unsigned int blkcg_pols[1];
+	struct blkcg_gq *root_blkg;
+	struct list_head blkg_list;
+	struct mutex blkcg_mutex;
+	int node;
+	spinlock_t requeue_lock;
+	struct list_head requeue_list;
+	struct delayed_work requeue_work;
+	struct blk_trace *blk_trace;
+	struct blk_flush_queue *fq;
+	struct list_head flush_list;
+	struct mutex elevator_lock;
+	struct mutex sysfs_lock;
+	struct mutex limits_lock;
+	struct list_head unused_hctx_list;
+	spinlock_t unused_hctx_lock;
+	int mq_freeze_depth;
+	struct throtl_data *td;
+	struct callback_head callback_head;
+	wait_queue_head_t mq_freeze_wq;
+	struct mutex mq_freeze_lock;
+	struct blk_mq_tag_set *tag_set;
+	struct list_head tag_set_list;
+	struct dentry *debugfs_dir;
+	struct dentry *sched_debugfs_dir;
+	struct dentry *rqos_debugfs_dir;
+	struct mutex debugfs_mutex;
+};
+
+struct bio_list {
+	struct bio *head;
+	struct bio *tail;
+};
+
 struct kernfs_node {
 	atomic_t count;
 	atomic_t active;
@@ -4102,6 +4002,8 @@ struct kernfs_node {
 	struct kernfs_iattrs *iattr;
 	struct callback_head rcu;
 };
+
+typedef unsigned char Byte;
 
 struct inet_cork {
 	unsigned int flags;
@@ -4165,11 +4067,112 @@ struct socket_wq {
 	long: 64;
 };
 
+struct bio_set {
+	struct kmem_cache *bio_slab;
+	unsigned int front_pad;
+	struct bio_alloc_cache *cache;
+	mempool_t bio_pool;
+	mempool_t bvec_pool;
+	unsigned int back_pad;
+	spinlock_t rescue_lock;
+	struct bio_list rescue_list;
+	struct work_struct rescue_work;
+	struct workqueue_struct *rescue_workqueue;
+	struct hlist_node cpuhp_dead;
+};
+
+struct gendisk {
+	int major;
+	int first_minor;
+	int minors;
+	char disk_name[32];
+	short unsigned int events;
+	short unsigned int event_flags;
+	struct xarray part_tbl;
+	struct block_device *part0;
+	const struct block_device_operations *fops;
+	struct request_queue *queue;
+	void *private_data;
+	struct bio_set bio_split;
+	int flags;
+	long unsigned int state;
+	struct mutex open_mutex;
+	unsigned int open_partitions;
+	struct backing_dev_info *bdi;
+	struct kobject queue_kobj;
+	struct kobject *slave_dir;
+	struct list_head slave_bdevs;
+	struct timer_rand_state *random;
+	struct disk_events *ev;
+	unsigned int nr_zones;
+	unsigned int zone_capacity;
+	unsigned int last_zone_capacity;
+	u8 *zones_cond;
+	unsigned int zone_wplugs_hash_bits;
+	atomic_t nr_zone_wplugs;
+	spinlock_t zone_wplugs_hash_lock;
+	struct mempool *zone_wplugs_pool;
+	struct hlist_head *zone_wplugs_hash;
+	struct workqueue_struct *zone_wplugs_wq;
+	spinlock_t zone_wplugs_list_lock;
+	struct list_head zone_wplugs_list;
+	struct task_struct *zone_wplugs_worker;
+	struct completion zone_wplugs_worker_bio_done;
+	struct cdrom_device_info *cdi;
+	int node_id;
+	struct badblocks *bb;
+	struct lockdep_map lockdep_map;
+	u64 diskseq;
+	blk_mode_t open_mode;
+	struct blk_independent_access_ranges *ia_ranges;
+	struct mutex rqos_state_mutex;
+};
+
 typedef struct {
 	unsigned char op;
 	unsigned char bits;
 	short unsigned int val;
 } code;
+
+typedef short unsigned int ush;
+
+typedef ush Pos;
+
+struct ct_data_s {
+	union {
+		ush freq;
+		ush code;
+	} fc;
+	union {
+		ush dad;
+		ush len;
+	} dl;
+};
+
+typedef unsigned char uch;
+
+typedef enum {
+	need_more = 0,
+	block_done = 1,
+	finish_started = 2,
+	finish_done = 3,
+} block_state;
+
+typedef struct deflate_state deflate_state;
+
+typedef block_state (*compress_func)(deflate_state *, int);
+
+struct config_s {
+	ush good_length;
+	ush max_lazy;
+	ush nice_length;
+	ush max_chain;
+	compress_func func;
+};
+
+typedef struct config_s config;
+
+typedef struct ct_data_s ct_data;
 
 struct hotplug_slot {
 	const struct hotplug_slot_ops *ops;
@@ -4207,6 +4210,12 @@ struct minmax_sample {
 struct tcp_sack_block {
 	u32 start_seq;
 	u32 end_seq;
+};
+
+struct __call_single_data {
+	struct __call_single_node node;
+	smp_call_func_t func;
+	void *info;
 };
 
 struct fastopen_queue {
@@ -4529,6 +4538,14 @@ struct fd {
 	long unsigned int word;
 };
 
+typedef struct z_stream_s z_stream;
+
+typedef z_stream *z_streamp;
+
+typedef unsigned int uInt;
+
+typedef unsigned int IPos;
+
 enum state {
 	Start = 0,
 	Collect = 1,
@@ -4573,10 +4590,24 @@ enum sock_flags {
 	SOCK_TIMESTAMPING_ANY = 29,
 };
 
+typedef int (*cpu_stop_fn_t)(void *);
+
+typedef long unsigned int ulg;
+
 struct __filename_head {
 	const char *name;
 	int refcnt;
 	struct audit_names *aname;
+};
+
+struct ratelimit_state {
+	raw_spinlock_t lock;
+	int interval;
+	int burst;
+	atomic_t rs_n_left;
+	atomic_t missed;
+	unsigned int flags;
+	long unsigned int begin;
 };
 
 struct arch_specific_insn {
@@ -4601,12 +4632,138 @@ struct arch_specific_insn {
 	int tp_len;
 };
 
+struct balance_callback {
+	struct balance_callback *next;
+	void (*func)(struct rq *);
+};
+
+struct blkcg {
+	struct cgroup_subsys_state css;
+	spinlock_t lock;
+	refcount_t online_pin;
+	atomic_t congestion_count;
+	struct xarray blkg_tree;
+	struct blkcg_gq *blkg_hint;
+	struct hlist_head blkg_list;
+	struct blkcg_policy_data *cpd[6];
+	struct list_head all_blkcgs_node;
+	struct llist_head *lhead;
+	struct list_head cgwb_list;
+};
+
+struct blkg_iostat {
+	u64 bytes[3];
+	u64 ios[3];
+};
+
+struct blkg_iostat_set {
+	struct u64_stats_sync sync;
+	struct blkcg_gq *blkg;
+	struct llist_node lnode;
+	int lqueued;
+	struct blkg_iostat cur;
+	struct blkg_iostat last;
+};
+
+struct blkcg_gq {
+	struct request_queue *q;
+	struct list_head q_node;
+	struct hlist_node blkcg_node;
+	struct blkcg *blkcg;
+	struct blkcg_gq *parent;
+	struct percpu_ref refcnt;
+	bool online;
+	struct blkg_iostat_set *iostat_cpu;
+	struct blkg_iostat_set iostat;
+	struct blkg_policy_data *pd[6];
+	spinlock_t async_bio_lock;
+	struct bio_list async_bios;
+	union {
+		struct work_struct async_bio_work;
+		struct work_struct free_work;
+	};
+	atomic_t use_delay;
+	atomic64_t delay_nsec;
+	atomic64_t delay_start;
+	u64 last_delay;
+	int last_use;
+	struct callback_head callback_head;
+};
+
+struct bpf_perf_event_data {
+	bpf_user_pt_regs_t regs;
+	__u64 sample_period;
+	__u64 addr;
+};
+
 struct bpf_raw_tracepoint_args {
 	__u64 args[0];
 };
 
 struct simple_xattr_cache {
 	struct rhashtable *ht;
+};
+
+struct cfs_rq {
+	struct load_weight load;
+	unsigned int nr_queued;
+	unsigned int h_nr_queued;
+	unsigned int h_nr_runnable;
+	unsigned int h_nr_idle;
+	s64 sum_w_vruntime;
+	u64 sum_weight;
+	u64 zero_vruntime;
+	unsigned int sum_shift;
+	struct rb_root_cached tasks_timeline;
+	struct sched_entity *curr;
+	struct sched_entity *next;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	struct sched_avg avg;
+	struct {
+		raw_spinlock_t lock;
+		int nr;
+		long unsigned int load_avg;
+		long unsigned int util_avg;
+		long unsigned int runnable_avg;
+		long: 64;
+		long: 64;
+		long: 64;
+		long: 64;
+	} removed;
+	u64 last_update_tg_load_avg;
+	long unsigned int tg_load_avg_contrib;
+	long int propagate;
+	long int prop_runnable_sum;
+	long unsigned int h_load;
+	u64 last_h_load_update;
+	struct sched_entity *h_load_next;
+	struct rq *rq;
+	int on_list;
+	struct list_head leaf_cfs_rq_list;
+	struct task_group *tg;
+	int idle;
+	int runtime_enabled;
+	s64 runtime_remaining;
+	u64 throttled_pelt_idle;
+	u64 throttled_clock;
+	u64 throttled_clock_pelt;
+	u64 throttled_clock_pelt_time;
+	u64 throttled_clock_self;
+	u64 throttled_clock_self_time;
+	bool throttled: 1;
+	bool pelt_clock_throttled: 1;
+	int throttle_count;
+	struct list_head throttled_list;
+	struct list_head throttled_csd_list;
+	struct list_head throttled_limbo_list;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
 };
 
 struct cgroup_root {
@@ -4634,6 +4791,14 @@ struct cpu {
 	int node_id;
 	int hotpluggable;
 	struct device dev;
+};
+
+struct cpu_stop_work {
+	struct list_head list;
+	cpu_stop_fn_t fn;
+	long unsigned int caller;
+	void *arg;
+	struct cpu_stop_done *done;
 };
 
 struct css_set {
@@ -4668,6 +4833,97 @@ struct ctl_table_root {
 	int (*permissions)(struct ctl_table_header *, const struct ctl_table *);
 };
 
+typedef struct static_tree_desc_s static_tree_desc;
+
+struct tree_desc_s {
+	ct_data *dyn_tree;
+	int max_code;
+	static_tree_desc *stat_desc;
+};
+
+struct deflate_state {
+	z_streamp strm;
+	int status;
+	Byte *pending_buf;
+	ulg pending_buf_size;
+	Byte *pending_out;
+	int pending;
+	int noheader;
+	Byte data_type;
+	Byte method;
+	int last_flush;
+	uInt w_size;
+	uInt w_bits;
+	uInt w_mask;
+	Byte *window;
+	ulg window_size;
+	Pos *prev;
+	Pos *head;
+	uInt ins_h;
+	uInt hash_size;
+	uInt hash_bits;
+	uInt hash_mask;
+	uInt hash_shift;
+	long int block_start;
+	uInt match_length;
+	IPos prev_match;
+	int match_available;
+	uInt strstart;
+	uInt match_start;
+	uInt lookahead;
+	uInt prev_length;
+	uInt max_chain_length;
+	uInt max_lazy_match;
+	int level;
+	int strategy;
+	uInt good_match;
+	int nice_match;
+	struct ct_data_s dyn_ltree[573];
+	struct ct_data_s dyn_dtree[61];
+	struct ct_data_s bl_tree[39];
+	struct tree_desc_s l_desc;
+	struct tree_desc_s d_desc;
+	struct tree_desc_s bl_desc;
+	ush bl_count[16];
+	int heap[573];
+	int heap_len;
+	int heap_max;
+	uch depth[573];
+	uch *l_buf;
+	uInt lit_bufsize;
+	uInt last_lit;
+	ush *d_buf;
+	ulg opt_len;
+	ulg static_len;
+	ulg compressed_len;
+	uInt matches;
+	int last_eob_len;
+	ush bi_buf;
+	int bi_valid;
+};
+
+struct dl_rq {
+	struct rb_root_cached root;
+	unsigned int dl_nr_running;
+	struct {
+		u64 curr;
+		u64 next;
+	} earliest_dl;
+	bool overloaded;
+	struct sched_dl_entity *curr;
+	struct rb_root_cached pushable_dl_tasks_root;
+	u64 running_bw;
+	u64 this_bw;
+	u64 extra_bw;
+	u64 max_bw;
+	u64 bw_ratio;
+};
+
+struct event_filter {
+	struct prog_entry *prog;
+	char *filter_string;
+};
+
 enum fbq_type {
 	regular = 0,
 	remote = 1,
@@ -4688,6 +4944,10 @@ struct fs_struct {
 	struct path pwd;
 };
 
+struct internal_state {
+	int dummy;
+};
+
 struct kernfs_root {
 	struct kernfs_node *kn;
 	unsigned int flags;
@@ -4704,6 +4964,18 @@ struct kernfs_root {
 	rwlock_t kernfs_rename_lock;
 	struct callback_head rcu;
 	struct simple_xattr_cache xa_cache;
+};
+
+struct key_user {
+	struct rb_node node;
+	struct mutex cons_lock;
+	spinlock_t lock;
+	refcount_t usage;
+	atomic_t nkeys;
+	atomic_t nikeys;
+	kuid_t uid;
+	int qnkeys;
+	int qnbytes;
 };
 
 typedef int (*kprobe_pre_handler_t)(struct kprobe *, struct pt_regs *);
@@ -4736,6 +5008,83 @@ struct msi_device_data {
 	long unsigned int __iter_idx;
 };
 
+enum nfs_opnum4 {
+	OP_ACCESS = 3,
+	OP_CLOSE = 4,
+	OP_COMMIT = 5,
+	OP_CREATE = 6,
+	OP_DELEGPURGE = 7,
+	OP_DELEGRETURN = 8,
+	OP_GETATTR = 9,
+	OP_GETFH = 10,
+	OP_LINK = 11,
+	OP_LOCK = 12,
+	OP_LOCKT = 13,
+	OP_LOCKU = 14,
+	OP_LOOKUP = 15,
+	OP_LOOKUPP = 16,
+	OP_NVERIFY = 17,
+	OP_OPEN = 18,
+	OP_OPENATTR = 19,
+	OP_OPEN_CONFIRM = 20,
+	OP_OPEN_DOWNGRADE = 21,
+	OP_PUTFH = 22,
+	OP_PUTPUBFH = 23,
+	OP_PUTROOTFH = 24,
+	OP_READ = 25,
+	OP_READDIR = 26,
+	OP_READLINK = 27,
+	OP_REMOVE = 28,
+	OP_RENAME = 29,
+	OP_RENEW = 30,
+	OP_RESTOREFH = 31,
+	OP_SAVEFH = 32,
+	OP_SECINFO = 33,
+	OP_SETATTR = 34,
+	OP_SETCLIENTID = 35,
+	OP_SETCLIENTID_CONFIRM = 36,
+	OP_VERIFY = 37,
+	OP_WRITE = 38,
+	OP_RELEASE_LOCKOWNER = 39,
+	OP_BACKCHANNEL_CTL = 40,
+	OP_BIND_CONN_TO_SESSION = 41,
+	OP_EXCHANGE_ID = 42,
+	OP_CREATE_SESSION = 43,
+	OP_DESTROY_SESSION = 44,
+	OP_FREE_STATEID = 45,
+	OP_GET_DIR_DELEGATION = 46,
+	OP_GETDEVICEINFO = 47,
+	OP_GETDEVICELIST = 48,
+	OP_LAYOUTCOMMIT = 49,
+	OP_LAYOUTGET = 50,
+	OP_LAYOUTRETURN = 51,
+	OP_SECINFO_NO_NAME = 52,
+	OP_SEQUENCE = 53,
+	OP_SET_SSV = 54,
+	OP_TEST_STATEID = 55,
+	OP_WANT_DELEGATION = 56,
+	OP_DESTROY_CLIENTID = 57,
+	OP_RECLAIM_COMPLETE = 58,
+	OP_ALLOCATE = 59,
+	OP_COPY = 60,
+	OP_COPY_NOTIFY = 61,
+	OP_DEALLOCATE = 62,
+	OP_IO_ADVISE = 63,
+	OP_LAYOUTERROR = 64,
+	OP_LAYOUTSTATS = 65,
+	OP_OFFLOAD_CANCEL = 66,
+	OP_OFFLOAD_STATUS = 67,
+	OP_READ_PLUS = 68,
+	OP_SEEK = 69,
+	OP_WRITE_SAME = 70,
+	OP_CLONE = 71,
+	OP_GETXATTR = 72,
+	OP_SETXATTR = 73,
+	OP_LISTXATTRS = 74,
+	OP_REMOVEXATTR = 75,
+	OP_ILLEGAL = 10044,
+};
+
 struct nsproxy {
 	refcount_t count;
 	struct uts_namespace *uts_ns;
@@ -4756,6 +5105,43 @@ struct percpu_ref_data {
 	bool allow_reinit: 1;
 	struct callback_head rcu;
 	struct percpu_ref *ref;
+};
+
+struct perf_time_ctx {
+	u64 time;
+	u64 stamp;
+	u64 offset;
+};
+
+struct perf_event_groups {
+	struct rb_root tree;
+	u64 index;
+};
+
+struct perf_event_context {
+	raw_spinlock_t lock;
+	struct mutex mutex;
+	struct list_head pmu_ctx_list;
+	struct perf_event_groups pinned_groups;
+	struct perf_event_groups flexible_groups;
+	struct list_head event_list;
+	int nr_events;
+	int nr_user;
+	int is_active;
+	int nr_stat;
+	int nr_freq;
+	int rotate_disable;
+	refcount_t refcount;
+	struct task_struct *task;
+	struct perf_time_ctx time;
+	struct perf_time_ctx timeguest;
+	struct perf_event_context *parent_ctx;
+	u64 parent_gen;
+	u64 generation;
+	int pin_count;
+	int nr_cgroups;
+	struct callback_head callback_head;
+	local_t nr_no_switch_fast;
 };
 
 struct port_stats {
@@ -4787,6 +5173,208 @@ struct port {
 	bool guest_connected;
 };
 
+struct rt_prio_array {
+	long unsigned int bitmap[2];
+	struct list_head queue[100];
+};
+
+struct rt_rq {
+	struct rt_prio_array active;
+	unsigned int rt_nr_running;
+	unsigned int rr_nr_running;
+	struct {
+		int curr;
+		int next;
+	} highest_prio;
+	bool overloaded;
+	struct plist_head pushable_tasks;
+	int rt_queued;
+	struct task_group *tg;
+};
+
+struct scx_dispatch_q {
+	raw_spinlock_t lock;
+	struct task_struct *first_task;
+	struct list_head list;
+	struct rb_root priq;
+	u32 nr;
+	u32 seq;
+	u64 id;
+	struct rhash_head hash_node;
+	struct llist_node free_node;
+	struct scx_sched *sched;
+	struct scx_dsq_pcpu *pcpu;
+	struct callback_head rcu;
+};
+
+struct scx_rq {
+	struct scx_dispatch_q local_dsq;
+	struct list_head runnable_list;
+	struct list_head ddsp_deferred_locals;
+	u64 extra_enq_flags;
+	u32 nr_running;
+	u32 cpuperf_target;
+	bool in_select_cpu;
+	bool cpu_released;
+	u32 flags;
+	u32 nr_immed;
+	u64 clock;
+	cpumask_var_t cpus_to_kick;
+	cpumask_var_t cpus_to_kick_if_idle;
+	cpumask_var_t cpus_to_preempt;
+	cpumask_var_t cpus_to_wait;
+	cpumask_var_t cpus_to_sync;
+	bool kick_sync_pending;
+	long unsigned int kick_sync;
+	struct task_struct *sub_dispatch_prev;
+	raw_spinlock_t deferred_reenq_lock;
+	u64 deferred_reenq_locals_seq;
+	struct list_head deferred_reenq_locals;
+	struct list_head deferred_reenq_users;
+	struct balance_callback deferred_bal_cb;
+	struct balance_callback kick_sync_bal_cb;
+	struct irq_work deferred_irq_work;
+	struct irq_work kick_cpus_irq_work;
+};
+
+struct rq {
+	unsigned int nr_running;
+	unsigned int nr_numa_running;
+	unsigned int nr_preferred_running;
+	unsigned int ttwu_pending;
+	long unsigned int cpu_capacity;
+	union {
+		struct task_struct *donor;
+		struct task_struct *curr;
+	};
+	struct task_struct *idle;
+	long: 64;
+	long: 64;
+	long: 64;
+	u64 nr_switches;
+	raw_spinlock_t __lock;
+	unsigned int nohz_tick_stopped;
+	atomic_t nohz_flags;
+	unsigned int has_blocked_load;
+	long unsigned int last_blocked_load_update_tick;
+	call_single_data_t nohz_csd;
+	struct uclamp_rq uclamp[2];
+	unsigned int uclamp_flags;
+	long: 64;
+	long: 64;
+	long: 64;
+	struct cfs_rq cfs;
+	struct rt_rq rt;
+	struct dl_rq dl;
+	struct scx_rq scx;
+	struct sched_dl_entity ext_server;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	raw_spinlock_t cpu_epoch_lock;
+	u64 cpu_runtime;
+	long unsigned int cpu_epoch;
+	long unsigned int cpu_epoch_next;
+	struct sched_dl_entity fair_server;
+	struct list_head leaf_cfs_rq_list;
+	struct list_head *tmp_alone_branch;
+	unsigned int numa_migrate_on;
+	unsigned int nr_pref_llc_running;
+	unsigned int nr_llc_running;
+	long unsigned int nr_uninterruptible;
+	struct sched_dl_entity *dl_server;
+	struct task_struct *stop;
+	const struct sched_class *next_class;
+	long unsigned int next_balance;
+	struct mm_struct *prev_mm;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	u64 clock_task;
+	u64 clock_pelt;
+	u64 clock;
+	long unsigned int lost_idle_time;
+	unsigned int clock_update_flags;
+	u64 clock_pelt_idle;
+	u64 clock_idle;
+	u64 last_seen_need_resched_ns;
+	int ticks_without_resched;
+	int membarrier_state;
+	struct root_domain *rd;
+	struct sched_domain *sd;
+	struct balance_callback *balance_callback;
+	unsigned char nohz_idle_balance;
+	unsigned char idle_balance;
+	long unsigned int misfit_task_load;
+	int active_balance;
+	int push_cpu;
+	struct cpu_stop_work active_balance_work;
+	int cpu;
+	int online;
+	struct list_head cfs_tasks;
+	struct sched_avg avg_rt;
+	struct sched_avg avg_dl;
+	u64 idle_stamp;
+	u64 avg_idle;
+	u64 max_idle_balance_cost;
+	struct rcuwait hotplug_wait;
+	u64 prev_steal_time;
+	long unsigned int calc_load_update;
+	long int calc_load_active;
+	long: 64;
+	call_single_data_t hrtick_csd;
+	struct hrtimer hrtick_timer;
+	ktime_t hrtick_time;
+	ktime_t hrtick_delay;
+	unsigned int hrtick_sched;
+	struct sched_info rq_sched_info;
+	long long unsigned int rq_cpu_time;
+	unsigned int yld_count;
+	unsigned int sched_count;
+	unsigned int sched_goidle;
+	unsigned int ttwu_count;
+	unsigned int ttwu_local;
+	struct cpuidle_state *idle_state;
+	unsigned int nr_pinned;
+	unsigned int push_busy;
+	struct cpu_stop_work push_work;
+	cpumask_var_t scratch_mask;
+	long: 64;
+	long: 64;
+	call_single_data_t cfsb_csd;
+	struct list_head cfsb_csd_list;
+	atomic_t nr_iowait;
+	long: 64;
+};
+
+enum rqf_flags {
+	__RQF_STARTED = 0,
+	__RQF_FLUSH_SEQ = 1,
+	__RQF_MIXED_MERGE = 2,
+	__RQF_DONTPREP = 3,
+	__RQF_SCHED_TAGS = 4,
+	__RQF_USE_SCHED = 5,
+	__RQF_FAILED = 6,
+	__RQF_QUIET = 7,
+	__RQF_IO_STAT = 8,
+	__RQF_PM = 9,
+	__RQF_HASHED = 10,
+	__RQF_STATS = 11,
+	__RQF_SPECIAL_PAYLOAD = 12,
+	__RQF_ZONE_WRITE_PLUGGING = 13,
+	__RQF_TIMED_OUT = 14,
+	__RQF_RESV = 15,
+	__RQF_BITS = 16,
+};
+
 struct slot {
 	struct hotplug_slot hotplug_slot;
 	struct acpiphp_slot *acpi_slot;
@@ -4797,6 +5385,14 @@ struct static_key_mod {
 	struct static_key_mod *next;
 	struct jump_entry *entries;
 	struct module *mod;
+};
+
+struct static_tree_desc_s {
+	const ct_data *static_tree;
+	const int *extra_bits;
+	int extra_base;
+	int elems;
+	int max_length;
 };
 
 struct timens_offsets {
@@ -4830,6 +5426,35 @@ struct tracepoint {
 	void *probestub;
 	struct tracepoint_func *funcs;
 	struct tracepoint_ext *ext;
+};
+
+typedef long unsigned int uLong;
+
+struct user_struct {
+	refcount_t __count;
+	struct percpu_counter epoll_watches;
+	long unsigned int unix_inflight;
+	atomic_long_t pipe_bufs;
+	struct hlist_node uidhash_node;
+	kuid_t uid;
+	atomic_long_t locked_vm;
+	atomic_long_t perf_mlock;
+	struct ratelimit_state ratelimit;
+};
+
+struct z_stream_s {
+	const Byte *next_in;
+	uLong avail_in;
+	uLong total_in;
+	Byte *next_out;
+	uLong avail_out;
+	uLong total_out;
+	char *msg;
+	struct internal_state *state;
+	void *workspace;
+	int data_type;
+	uLong adler;
+	uLong reserved;
 };
 
 #ifndef BPF_NO_PRESERVE_ACCESS_INDEX

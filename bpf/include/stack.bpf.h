@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/*
+ * Stacks of current, each named by a 64-bit id that a tool can aggregate by.
+ *
+ * The id is a hash over the frames (and, for user stacks, the address space they are of). `stacks_seen` holds a second,
+ * independent hash for each id, so two stacks never share one: where the ids of two collide, the second gets another.
+ * The frames are sent to user space once, over the `events` stream; common::stack keeps them. Where sending fails, the
+ * next occurrence tries again; where the map is full, each occurrence is sent, so a full map costs time but no stack.
+ */
+#pragma once
+
+#include "scratch.bpf.h"
+#include "stream.bpf.h"
+
+/* kernel.perf_event_max_stack, beyond which the kernel does not walk unless told to. */
+#define STACK_FRAMES_MAX 127
+/* How often a colliding id is replaced before the stack is given up. */
+#define STACK_TRIES	 4
+/* What the first eight bytes of a stack's record hold; as a time in ns, which other records begin with, 292 years. */
+#define STACK_RECORD	 0x8000736b63617473ULL
+
+/* Ids that name no stack: there is none (the user stack of a kernel thread), or it could not be walked. */
+#define STACK_NONE   0
+#define STACK_LOST   1
+#define STACK_ID_MIN 2
+
+/* Frames to walk, as bytes. */
+const volatile u32 stack_bytes = STACK_FRAMES_MAX * sizeof(u64);
+/* Bits of the hash that make the id; fewer only to provoke collisions in a test. */
+const volatile u64 stack_id_mask = ~0ULL;
+
+struct stack_seen {
+	u64 check;
+	u64 sent;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, u64);
+	__type(value, struct stack_seen);
+} stacks_seen SEC(".maps");
+
+/* common::stack reads this layout. */
+struct stack_walk_head {
+	u64 kind;
+	u64 id;
+	u64 check;
+	/* What distinguishes the address spaces that one process id has had; 0 for kernel stacks. */
+	u64 space;
+	u32 tgid;
+	u32 frames;
+};
+
+/* One frame more than there can be, so that a size masked to the array is in bounds. */
+struct stack_walk {
+	struct stack_walk_head head;
+	u64 ips[STACK_FRAMES_MAX + 1];
+};
+SCRATCH(stack_walk);
+
+/* `value`, of which the verifier forgets what it knew: a loop bounded by it then leaves no trace on what follows. */
+#define FORGET(value)                                                                                                  \
+	({                                                                                                             \
+		typeof(value) __value = (value);                                                                       \
+		asm volatile("" : "+r"(__value));                                                                      \
+		__value;                                                                                               \
+	})
+
+/* True for the first stack of an address space, which user space must see while the process lives. */
+static __always_inline bool stack_space_is_new(const struct stack_walk_head *head)
+{
+	struct stack_seen seen = { .check = 0, .sent = 1 };
+	/* The memory of an address space that ended is used again at once, so the process counts too. */
+	u64 id = head->space ^ (u64)head->tgid << 40;
+
+	return !bpf_map_update_elem(&stacks_seen, &id, &seen, BPF_NOEXIST);
+}
+
+/* Find or make the entry of a walked stack, and send its frames unless that was done. */
+static __always_inline u64 stack_intern(void *ctx, struct stack_walk *record, u32 size)
+{
+	u64 id = record->head.space ^ record->head.tgid, check = ~id;
+	struct stack_seen *seen = NULL, fresh = {};
+	u32 frames = FORGET(size / sizeof(u64));
+	bool known = false, now;
+
+	record->head.frames = frames;
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < STACK_FRAMES_MAX; i++) {
+		u64 ip;
+
+		if (i >= frames)
+			break;
+		ip = record->ips[i];
+		id = (id ^ ip) * 0x9e3779b97f4a7c15ULL;
+		id ^= id >> 32;
+		check = (check + ip) * 0xc2b2ae3d27d4eb4fULL;
+		check ^= check >> 29;
+	}
+	fresh.check = check;
+	record->head.check = check;
+#pragma clang loop unroll(disable)
+	for (u32 try = 0; try < STACK_TRIES; try++) {
+		id &= stack_id_mask;
+		if (id < STACK_ID_MIN)
+			id += STACK_ID_MIN;
+		record->head.id = id;
+		seen = bpf_map_lookup_elem(&stacks_seen, &record->head.id);
+		if (!seen) {
+			bpf_map_update_elem(&stacks_seen, &record->head.id, &fresh, BPF_NOEXIST);
+			seen = bpf_map_lookup_elem(&stacks_seen, &record->head.id);
+		}
+		known = !seen || seen->check == check;
+		if (known)
+			break;
+		id = (id ^ check) * 0x9e3779b97f4a7c15ULL;
+		id ^= id >> 29;
+	}
+	if (!known) {
+		count_lost(LOST_STACK);
+		return STACK_LOST;
+	}
+	id = record->head.id;
+	if (seen && seen->sent)
+		return id;
+	now = record->head.space && stack_space_is_new(&record->head);
+	size = sizeof(record->head) + (record->head.frames * sizeof(u64) & (sizeof(record->ips) - 1));
+	if (!stream_send_and(ctx, record, size, now) && seen)
+		seen->sent = 1;
+	return id;
+}
+
+/* The id of current's user or kernel stack, as seen from the hook of `ctx`. Not to be called by sleepable programs. */
+static __always_inline u64 stack_id(void *ctx, bool user)
+{
+	struct stack_walk *record;
+	u64 space = 0, id;
+	long size;
+
+	if (user) {
+		space = (u64)BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), mm);
+		if (!space)
+			return STACK_NONE;
+	}
+	record = stack_walk_claim();
+	if (!record)
+		return STACK_LOST;
+	record->head.kind = STACK_RECORD;
+	record->head.space = space;
+	record->head.tgid = user ? bpf_get_current_pid_tgid() >> 32 : 0;
+	size = bpf_get_stack(ctx, record->ips, stack_bytes, user ? BPF_F_USER_STACK : 0);
+	if (size > 0)
+		id = stack_intern(ctx, record, size);
+	else
+		id = size ? STACK_LOST : STACK_NONE;
+	if (size < 0)
+		count_lost(LOST_STACK);
+	stack_walk_release(record);
+	return id;
+}

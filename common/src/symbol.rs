@@ -1,0 +1,465 @@
+//! From addresses to names: what a process had mapped where, seen while it lived, and the symbols of those files and of
+//! the kernel, looked up when a report needs them.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use blazesym::symbolize::source::{Elf, Kernel, Process, Source};
+use blazesym::symbolize::{Input, Symbolized, Symbolizer};
+use blazesym::{MaybeDefault, Pid};
+
+use crate::proc;
+
+/// Files kept open for their symbols; of further ones only the path is kept.
+const OPEN_FILES_MAX: usize = 256;
+/// A frame that lies in no mapping known is a reason to look again, or an address that never was one (code without
+/// frame pointers). So a look that finds nothing new puts off the next by at least this, and by twice the last.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// The farthest from its symbol that a kernel address is believed to belong to it. Where addresses are hidden
+/// (kernel.kptr_restrict), all symbols are at 0.
+const KERNEL_FUNCTION_MAX: u64 = 1 << 20;
+
+/// The name of an address.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Symbol {
+    /// Name of the function, demangled.
+    pub name: Rc<str>,
+    /// Distance from its beginning, in bytes.
+    pub offset: u64,
+}
+
+/// The file that an address is in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Module {
+    /// Its path as its process sees it.
+    pub path: Rc<[u8]>,
+    /// Distance from where the file begins in memory, in bytes: what `addr2line -e FILE` takes for all but
+    /// position-dependent programs.
+    pub offset: u64,
+}
+
+impl Module {
+    /// The last component of the path.
+    pub fn name(&self) -> &[u8] {
+        Path::new(OsStr::from_bytes(&self.path)).file_name().map_or(&self.path, OsStr::as_bytes)
+    }
+}
+
+/// An address space: process id, and what tells its successive programs apart.
+pub type Space = (u32, u64);
+
+/// What an address is looked up in.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum Place {
+    Kernel(u64),
+    /// Index of the file, offset in it.
+    File(usize, u64),
+    /// Offset in the vDSO, which is the same for every process.
+    Vdso(u64),
+    /// Code that a process made itself.
+    Made(Space, u64),
+}
+
+#[derive(Clone, Debug)]
+enum Backing {
+    File { id: (u64, u64), path: Rc<[u8]>, base: u64 },
+    Vdso,
+    Made,
+}
+
+#[derive(Clone, Debug)]
+struct Mapping {
+    start: u64,
+    end: u64,
+    offset: u64,
+    backing: Backing,
+}
+
+/// What a process had mapped as executable.
+#[derive(Debug, Default)]
+struct Image {
+    mappings: Vec<Mapping>,
+    looked: Option<Instant>,
+    look_again: Duration,
+    /// The file in which a runtime names the code it makes: opened when such code is first seen.
+    perf_map: Option<File>,
+}
+
+impl Image {
+    fn mapping(&self, address: u64) -> Option<&Mapping> {
+        let after = self.mappings.partition_point(|mapping| mapping.start <= address);
+        self.mappings[..after].last().filter(|mapping| address < mapping.end)
+    }
+
+    /// Look at the process's mappings again. Another program that has taken its place (exec, or its id used anew) is
+    /// laid out elsewhere, and then what was known stays.
+    fn look(&mut self, tgid: u32) {
+        self.looked = Some(Instant::now());
+        let found = read_mappings(tgid);
+        let same = |a: &Mapping, b: &Mapping| (a.start, a.end) == (b.start, b.end);
+        if self.mappings.is_empty() || self.mappings.iter().any(|old| found.iter().any(|new| same(old, new))) {
+            let is_new = |new: &Mapping| !self.mappings.iter().any(|old| same(old, new));
+            self.look_again = match found.iter().any(is_new) {
+                true => Duration::ZERO,
+                false => (self.look_again * 2).clamp(LOOK_AGAIN, LOOK_AGAIN_MAX),
+            };
+            // What was unmapped meanwhile may be in stacks taken before.
+            let gone = self.mappings.drain(..).filter(|old| {
+                let apart = |new: &Mapping| old.end <= new.start || new.end <= old.start;
+                found.iter().all(apart)
+            });
+            let gone: Vec<Mapping> = gone.collect();
+            self.mappings = found;
+            self.mappings.extend(gone);
+            self.mappings.sort_by_key(|mapping| mapping.start);
+        } else {
+            self.look_again = LOOK_AGAIN_MAX;
+        }
+    }
+}
+
+/// The executable mappings of a process, by address; none when it has gone.
+fn read_mappings(tgid: u32) -> Vec<Mapping> {
+    fs::read(format!("/proc/{tgid}/maps")).map_or_else(|_| Vec::new(), |text| parse_mappings(&text))
+}
+
+/// Parse the text of /proc/PID/maps.
+fn parse_mappings(text: &[u8]) -> Vec<Mapping> {
+    let mut mappings: Vec<Mapping> = Vec::new();
+    // Where the file that the last lines mapped begins.
+    let mut first: Option<((u64, u64), u64)> = None;
+    for line in text.split(|&byte| byte == b'\n') {
+        let Some((start, end, executable, offset, id, path)) = parse_mapping(line) else {
+            continue;
+        };
+        let named = path.first() == Some(&b'/');
+        let base = match first {
+            Some((file, base)) if file == id => base,
+            _ => start.saturating_sub(offset),
+        };
+        if named {
+            first = Some((id, base));
+        }
+        if !executable {
+            continue;
+        }
+        let backing = match path {
+            b"[vdso]" => Backing::Vdso,
+            _ if named => {
+                let known = mappings.iter().rev().find_map(|mapping| match &mapping.backing {
+                    Backing::File { path: known, .. } if **known == *path => Some(known.clone()),
+                    _ => None,
+                });
+                Backing::File { id, path: known.unwrap_or_else(|| path.into()), base }
+            }
+            _ => Backing::Made,
+        };
+        mappings.push(Mapping { start, end, offset, backing });
+    }
+    mappings
+}
+
+type Line<'a> = (u64, u64, bool, u64, (u64, u64), &'a [u8]);
+
+/// `START-END PERMISSIONS OFFSET MAJOR:MINOR INODE PATH`
+fn parse_mapping(line: &[u8]) -> Option<Line<'_>> {
+    let mut fields = line.splitn(6, |&byte| byte == b' ');
+    let mut field = || std::str::from_utf8(fields.next()?).ok();
+    let (range, permissions, offset, device, inode) = (field()?, field()?, field()?, field()?, field()?);
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let (start, end) = range.split_once('-')?;
+    let (major, minor) = device.split_once(':')?;
+    let id = (hex(major)? << 32 | hex(minor)?, inode.parse().ok()?);
+    let path = fields.next().unwrap_or_default().trim_ascii();
+    Some((hex(start)?, hex(end)?, permissions.contains('x'), hex(offset)?, id, path))
+}
+
+/// A mapped file, opened while a process that maps it lived: by descriptor it is found in any mount namespace, after
+/// it was deleted, and after the process has gone.
+#[derive(Debug)]
+struct Mapped {
+    file: Option<File>,
+    path: PathBuf,
+}
+
+impl Mapped {
+    fn open(tgid: u32, mapping: &Mapping, path: &[u8], keep: bool) -> Self {
+        let by_address = format!("/proc/{tgid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
+        let path = Path::new(OsStr::from_bytes(path));
+        let inside = PathBuf::from(format!("/proc/{tgid}/root")).join(path.strip_prefix("/").unwrap_or(path));
+        let file = if keep { File::open(by_address).or_else(|_| File::open(&inside)).ok() } else { None };
+        Self { file, path: if inside.exists() { inside } else { path.to_owned() } }
+    }
+
+    fn path(&self) -> PathBuf {
+        let by_descriptor = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd()).into();
+        self.file.as_ref().map_or_else(|| self.path.clone(), by_descriptor)
+    }
+}
+
+/// Knows where addresses belong, and their names.
+pub struct Symbols {
+    images: HashMap<Space, Image>,
+    files: Vec<Mapped>,
+    file_ids: HashMap<(u64, u64), usize>,
+    names: HashMap<Place, Option<Symbol>>,
+    symbolizer: Symbolizer,
+    /// Process ids mean nothing to us inside a PID namespace.
+    ids_are_ours: bool,
+}
+
+impl Default for Symbols {
+    fn default() -> Self {
+        Self {
+            images: HashMap::new(),
+            files: Vec::new(),
+            file_ids: HashMap::new(),
+            names: HashMap::new(),
+            // Names from the symbol tables only: reading debug information takes seconds.
+            symbolizer: Symbolizer::builder().enable_auto_reload(false).enable_code_info(false).build(),
+            ids_are_ours: proc::in_initial_pid_namespace(),
+        }
+    }
+}
+
+impl Symbols {
+    /// Note what the process of a user stack has mapped around its frames. To be called soon, while it lives.
+    pub fn see(&mut self, space: Space, addresses: &[u64]) {
+        if !self.ids_are_ours {
+            return;
+        }
+        let (tgid, _) = space;
+        let image = self.images.entry(space).or_default();
+        let due = image.looked.is_none_or(|looked| looked.elapsed() >= image.look_again);
+        if due && addresses.iter().any(|address| image.mapping(*address).is_none()) {
+            image.look(tgid);
+        }
+        for address in addresses {
+            let Some(mapping) = image.mapping(*address) else {
+                continue;
+            };
+            match &mapping.backing {
+                Backing::File { id, path, .. } => {
+                    if !self.file_ids.contains_key(id) {
+                        let keep = self.files.len() < OPEN_FILES_MAX;
+                        self.file_ids.insert(*id, self.files.len());
+                        self.files.push(Mapped::open(tgid, mapping, path, keep));
+                    }
+                }
+                Backing::Made if image.perf_map.is_none() => image.perf_map = open_perf_map(tgid),
+                Backing::Made | Backing::Vdso => {}
+            }
+        }
+    }
+
+    /// Forget what these address spaces had mapped.
+    pub fn forget(&mut self, gone: impl Fn(Space) -> bool) {
+        self.images.retain(|space, _| !gone(*space));
+        self.names.retain(|place, _| !matches!(place, Place::Made(space, _) if gone(*space)));
+    }
+
+    /// The file that an address of a process is in.
+    pub fn module(&self, space: Option<Space>, address: u64) -> Option<Module> {
+        let mapping = self.images.get(&space?)?.mapping(address)?;
+        match &mapping.backing {
+            Backing::File { path, base, .. } => Some(Module { path: path.clone(), offset: address - base }),
+            Backing::Vdso => Some(Module { path: (*b"[vdso]").into(), offset: address - mapping.start }),
+            Backing::Made => Some(Module { path: (*b"[anon]").into(), offset: address - mapping.start }),
+        }
+    }
+
+    /// The name of an address, if [`Symbols::resolve`] found one.
+    pub fn symbol(&self, space: Option<Space>, address: u64) -> Option<Symbol> {
+        self.names.get(&self.place(space, address)?)?.clone()
+    }
+
+    /// Look up the names of those addresses that were not looked up before: one pass over each file.
+    pub fn resolve(&mut self, addresses: impl Iterator<Item = (Option<Space>, u64)>) {
+        let mut kernel = Vec::new();
+        let mut vdso = Vec::new();
+        let mut files: HashMap<usize, Vec<u64>> = HashMap::new();
+        let mut made: HashMap<Space, Vec<u64>> = HashMap::new();
+        for (space, address) in addresses {
+            let Some(place) = self.place(space, address) else {
+                continue;
+            };
+            if self.names.insert(place, None).is_some_and(|known| self.names.insert(place, known).is_some()) {
+                continue;
+            }
+            match place {
+                Place::Kernel(address) => kernel.push(address),
+                Place::Vdso(offset) => vdso.push(offset),
+                Place::File(file, offset) => files.entry(file).or_default().push(offset),
+                Place::Made(space, address) => made.entry(space).or_default().push(address),
+            }
+        }
+        self.look_up(&kernel_source(), &kernel, Input::AbsAddr, Place::Kernel);
+        for (file, offsets) in files {
+            let elf = Elf { debug_syms: false, ..Elf::new(self.files[file].path()) };
+            self.look_up(&Source::Elf(elf), &offsets, Input::FileOffset, |offset| Place::File(file, offset));
+        }
+        self.look_up_vdso(&vdso);
+        for (space, addresses) in made {
+            self.look_up_made(space, addresses);
+        }
+    }
+
+    fn place(&self, space: Option<Space>, address: u64) -> Option<Place> {
+        let Some(space) = space else {
+            return Some(Place::Kernel(address));
+        };
+        let mapping = self.images.get(&space)?.mapping(address)?;
+        let distance = address - mapping.start;
+        match &mapping.backing {
+            Backing::File { id, .. } => Some(Place::File(*self.file_ids.get(id)?, distance + mapping.offset)),
+            Backing::Vdso => Some(Place::Vdso(distance)),
+            Backing::Made => Some(Place::Made(space, address)),
+        }
+    }
+
+    fn look_up<'a>(
+        &mut self,
+        source: &Source<'_>,
+        addresses: &'a [u64],
+        input: fn(&'a [u64]) -> Input<&'a [u64]>,
+        place: impl Fn(u64) -> Place,
+    ) {
+        if addresses.is_empty() {
+            return;
+        }
+        // A file that cannot be read has no names; its frames are shown by offset.
+        let Ok(found) = self.symbolizer.symbolize(source, input(addresses)) else {
+            return;
+        };
+        for (address, found) in addresses.iter().zip(found) {
+            let Symbolized::Sym(symbol) = found else {
+                continue;
+            };
+            let offset = symbol.offset as u64;
+            if matches!(source, Source::Kernel(_)) && offset > KERNEL_FUNCTION_MAX {
+                continue;
+            }
+            self.names.insert(place(*address), Some(Symbol { name: symbol.name.into(), offset }));
+        }
+    }
+
+    /// The vDSO is the same in every process, so ours serves.
+    fn look_up_vdso(&mut self, offsets: &[u64]) {
+        if offsets.is_empty() {
+            return;
+        }
+        let own = read_mappings(std::process::id());
+        let Some(own) = own.iter().find(|mapping| matches!(mapping.backing, Backing::Vdso)) else {
+            return;
+        };
+        let start = own.start;
+        let addresses: Vec<u64> = offsets.iter().map(|offset| start + offset).collect();
+        let source = Source::Process(Process { debug_syms: false, ..Process::new(Pid::Slf) });
+        self.look_up(&source, &addresses, Input::AbsAddr, |address| Place::Vdso(address - start));
+    }
+
+    /// Names from a perf map: lines of `START SIZE NAME`, of which a later one replaces an earlier.
+    fn look_up_made(&mut self, space: Space, mut addresses: Vec<u64>) {
+        let Some(file) = self.images.get(&space).and_then(|image| image.perf_map.as_ref()) else {
+            return;
+        };
+        let Ok(file) = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())) else {
+            return;
+        };
+        addresses.sort_unstable();
+        for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
+            let Some((start, size, name)) = parse_perf_map_line(&line) else {
+                continue;
+            };
+            let from = addresses.partition_point(|address| *address < start);
+            for address in addresses[from..].iter().take_while(|address| **address - start < size) {
+                let symbol = Symbol { name: name.as_str().into(), offset: address - start };
+                self.names.insert(Place::Made(space, *address), Some(symbol));
+            }
+        }
+    }
+}
+
+fn kernel_source() -> Source<'static> {
+    Source::Kernel(Kernel { vmlinux: MaybeDefault::None, debug_syms: false, ..Kernel::default() })
+}
+
+/// The file in which the runtime of a process names the code it makes. As perf does, one of another user is not
+/// believed.
+fn open_perf_map(tgid: u32) -> Option<File> {
+    let owner = fs::metadata(format!("/proc/{tgid}")).ok()?.uid();
+    let status = fs::read_to_string(format!("/proc/{tgid}/status")).ok()?;
+    let inner = proc::status_field(&status, "NSpid").and_then(|ids| ids.split_whitespace().next_back());
+    let name = format!("/proc/{tgid}/root/tmp/perf-{}.map", inner.map_or_else(|| tgid.to_string(), str::to_owned));
+    let file = File::open(name).ok()?;
+    let metadata = file.metadata().ok()?;
+    (metadata.is_file() && (metadata.uid() == owner || metadata.uid() == 0)).then_some(file)
+}
+
+fn parse_perf_map_line(line: &[u8]) -> Option<(u64, u64, String)> {
+    let line = String::from_utf8_lossy(line);
+    let mut fields = line.splitn(3, ' ');
+    let mut hex = || {
+        let field = fields.next()?;
+        u64::from_str_radix(field.strip_prefix("0x").unwrap_or(field), 16).ok()
+    };
+    Some((hex()?, hex()?, fields.next()?.trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAPS: &[u8] = b"\
+55d0c0000000-55d0c0001000 r--p 00000000 fe:01 100 /usr/bin/a b
+55d0c0001000-55d0c0003000 r-xp 00001000 fe:01 100 /usr/bin/a b
+7f0000000000-7f0000010000 rwxp 00000000 00:00 0
+7f0000100000-7f0000128000 r--p 00000000 fe:01 200                        /usr/lib/libc.so.6
+7f0000128000-7f0000280000 r-xp 00028000 fe:01 200                        /usr/lib/libc.so.6
+7ffc00000000-7ffc00002000 r-xp 00000000 00:00 0                          [vdso]
+";
+
+    #[test]
+    fn mappings_are_found_by_address() {
+        let image = Image { mappings: parse_mappings(MAPS), ..Image::default() };
+        assert_eq!(image.mappings.len(), 4);
+        let libc = image.mapping(0x7f00_0012_8010).unwrap();
+        assert_eq!(libc.offset, 0x28000);
+        assert!(
+            matches!(&libc.backing, Backing::File { path, base: 0x7f00_0010_0000, .. } if path.ends_with(b"c.so.6"))
+        );
+        assert!(matches!(image.mapping(0x7f00_0000_0010).unwrap().backing, Backing::Made));
+        assert!(image.mapping(0x55d0_c000_0000).is_none());
+        assert!(image.mapping(0x7f00_0028_0000).is_none());
+    }
+
+    #[test]
+    fn own_functions_have_names() {
+        let space = (std::process::id(), 1);
+        let address = read_mappings as fn(u32) -> Vec<Mapping> as usize as u64;
+        let mut symbols = Symbols::default();
+        symbols.see(space, &[address]);
+        symbols.resolve([(Some(space), address), (Some(space), 1)].into_iter());
+        let symbol = symbols.symbol(Some(space), address).unwrap();
+        assert!(symbol.name.contains("read_mappings"), "{}", symbol.name);
+        assert_eq!(symbol.offset, 0);
+        assert_eq!(symbols.symbol(Some(space), 1), None);
+        assert!(symbols.module(Some(space), address).unwrap().name().starts_with(b"common-"));
+    }
+
+    #[test]
+    fn perf_maps_are_read() {
+        assert_eq!(parse_perf_map_line(b"7f00 20 a::b (int)"), Some((0x7f00, 0x20, "a::b (int)".into())));
+        assert_eq!(parse_perf_map_line(b"0x10 0x2 f"), Some((0x10, 2, "f".into())));
+        assert_eq!(parse_perf_map_line(b"junk"), None);
+    }
+}
