@@ -21,7 +21,9 @@ live_tests! {
     failures_have_their_errno,
     failures_only_where_asked_for,
     long_command_lines_are_cut_and_counted,
+    calls_of_a_32_bit_program,
     filters_take_and_leave,
+    cgroups_take_and_leave,
     quotes_and_limits,
 }
 
@@ -185,6 +187,44 @@ fn long_command_lines_are_cut_and_counted() -> Outcome {
     check_eq!(cut[0]["truncated"], true);
     check!(cut[0]["args"].as_str().is_some_and(|args| args.len() > 24_000 && args.ends_with(" ...")), "{}", cut[0]);
     check!(finished.lost("strings")? >= 1, "{}", finished.stderr);
+    Ok(())
+}
+
+fn calls_of_a_32_bit_program() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let program = dir.path().join("exec32");
+    let status = Command::new("cc")
+        .args(["-m32", "-nostdlib", "-static", "-fno-pic", "-no-pie", "-o"])
+        .arg(&program)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/live/exec32.S"))
+        .status();
+    if !status.is_ok_and(|status| status.success()) {
+        return Err(tests::Stop::Skip("the C compiler cannot make 32-bit programs".into()));
+    }
+    let tool = Tool::new("execsnoop").args("--json -x -n exec32").start()?;
+    let status = Command::new(&program).arg("corescope-32").status();
+    let finished = tool.stop()?.clean()?;
+    if !status.is_ok_and(|status| status.success()) {
+        return Err(tests::Stop::Skip("this kernel does not run 32-bit programs".into()));
+    }
+    let rows = rows_with(&finished, "corescope-32")?;
+    let seen: Vec<Value> = rows.iter().map(|row| json!([row["ret"], row["filename"], row["argv"]])).collect();
+    let program = program.display().to_string();
+    let failure = json!([-libc::ENOENT, "/nowhere/32", ["zero", "corescope-32"]]);
+    check_eq!(seen, [json!([0, program, [program, "corescope-32"]]), failure.clone(), failure]);
+    Ok(())
+}
+
+fn cgroups_take_and_leave() -> Outcome {
+    let root = tests::cgroup2_root()?;
+    let (inside, outside) = (tests::Cgroup::make(&root, "in")?, tests::Cgroup::make(&root, "out")?);
+    let tool = Tool::new("execsnoop").args("--json -c").arg(&inside.path).start()?;
+    for cgroup in [&inside, &outside] {
+        let enter = format!("echo $$ > {}/cgroup.procs && exec /bin/true corescope-cgroup", cgroup.path.display());
+        check!(Command::new("/bin/sh").args(["-c", &enter]).status()?.success(), "{enter}");
+    }
+    let finished = tool.stop()?.clean()?;
+    check_eq!(rows_with(&finished, "corescope-cgroup")?.len(), 1);
     Ok(())
 }
 
