@@ -8,7 +8,7 @@
  * lock owned, current is the process; without, nobody is.
  */
 #include "filter.bpf.h"
-#include "sock_state.bpf.h"
+#include "state.bpf.h"
 #include "stream.bpf.h"
 
 #define AF_INET	  2

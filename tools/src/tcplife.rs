@@ -8,7 +8,7 @@ use bpf::tcplife::{TcplifeSkel, TcplifeSkelBuilder, types::tcplife_event};
 use clap::Parser;
 use common::cli::{self, Format, Output, Tool};
 use common::load::{Loader, hook};
-use common::out::{Cell, Column, Out, Rows};
+use common::out::{self, Cell, Column, Out, Rows};
 use common::session::{Report, Run, decode};
 use common::target::Target;
 use common::text::Text;
@@ -144,7 +144,9 @@ impl Report for View<'_> {
         // SAFETY: a plain integer in memory that the kernel writes: read it anew.
         let held = unsafe { std::ptr::read_volatile(&raw const counters.tcplife_held) } as i64;
         if held > 0 {
-            eprintln!("{held} sessions were reset by their peer, and no process has closed them yet: not shown");
+            out::warn(format_args!(
+                "{held} sessions were reset by their peer, and no process has closed them yet: not shown"
+            ));
         }
         Ok(())
     }
