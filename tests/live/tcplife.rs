@@ -111,6 +111,7 @@ fn exact(version: &str, loopback: IpAddr) -> Outcome {
         check_eq!(json!([ours["pid"], theirs["pid"]]), json!([std::process::id(), server.process.pid()]));
         check_eq!(theirs["comm"], "tcppeer");
         check_eq!(json!([ours["started_before"], theirs["started_before"]]), json!([false, false]));
+        check_eq!(json!([ours["established"], theirs["established"]]), json!([true, true]));
         check_eq!(ours["remote_address"], loopback.to_string());
         check_eq!(ours["ip_version"].to_string(), version);
     }
@@ -186,7 +187,8 @@ fn a_refused_connection_is_shown() -> Outcome {
     let finished = settled(tool, |lines| lines >= 1)?.clean()?;
     let ends = finished.records()?;
     check_eq!(ends.len(), 1);
-    check_eq!(json!([ends[0]["pid"], ends[0]["sent_bytes"]]), json!([std::process::id(), 0]));
+    let refused = json!([ends[0]["pid"], ends[0]["sent_bytes"], ends[0]["established"]]);
+    check_eq!(refused, json!([std::process::id(), 0, false]));
     Ok(())
 }
 
@@ -241,7 +243,7 @@ fn csv_and_columns() -> Outcome {
     check!(plain.contains(" 1.00   0.00   "), "{plain}");
     let csv = text("-s")?;
     let fields = |line: &str| line.split(',').count();
-    check!(csv.lines().all(|line| fields(line) == 16), "{csv}");
+    check!(csv.lines().all(|line| fields(line) == 17), "{csv}");
     check!(csv.starts_with("time_unix_ns,since_start_ns,pid,comm,"), "{csv}");
     Ok(())
 }

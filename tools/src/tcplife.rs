@@ -134,6 +134,7 @@ impl Report for View<'_> {
                 Cell::Measured(format!("{}{duration_ms:.2}", if before { ">" } else { "" }), duration_ms),
                 Cell::Uint(event.sent_bytes),
                 Cell::Uint(event.received_bytes),
+                Cell::Flag("established", event.attempted == 0),
                 Cell::Flag("before", before),
             ],
         )
@@ -183,7 +184,7 @@ pub fn run(args: Args) -> Result<()> {
         "time_unix_ns" => args.time,
         "since_start_ns" => args.timestamp,
         "ip_version" => args.wide,
-        "uid" | "sent_bytes" | "received_bytes" | "started_before" => false,
+        "uid" | "sent_bytes" | "received_bytes" | "established" | "started_before" => false,
         _ => true,
     };
     let mut columns = COLUMNS.to_vec();
