@@ -67,6 +67,7 @@ const COLUMNS: &[Column] = &[
     Column::left("duration_ms", "MS", 0, "ms from established (or the attempt) to the end; > where it began before the tool"),
     Column::right("sent_bytes", "TX", 0, "bytes sent, without retransmissions"),
     Column::right("received_bytes", "RX", 0, "bytes received"),
+    Column::right("established", "ESTABLISHED", 0, "the connection was established, not refused or timed out"),
     Column::left("started_before", "BEFORE", 0, "the session was open when the tool began"),
 ];
 /// PORTS_MAX of tcplife.bpf.c.
