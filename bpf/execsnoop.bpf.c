@@ -114,14 +114,17 @@ TRACEPOINT_HOOK(execsnoop_exit, sys_exit, struct pt_regs *regs, long ret)
 {
 	struct execsnoop_record *record;
 	u64 filename, argv, used = 0;
-	long nr = SYSCALL_NR(regs), len;
+	long nr, len;
 	bool narrow, at;
 
+	if (ret >= 0)
+		return 0;
+	nr = SYSCALL_NR(regs);
 	narrow = SYSCALL_IS_32BIT(regs);
 	at = nr == (narrow ? NR32_execveat : NR_execveat);
 	if (!at && nr != (narrow ? NR32_execve : NR_execve))
 		return 0;
-	if (ret >= 0 || !filter_wants_current())
+	if (!filter_wants_current())
 		return 0;
 	record = describe_current(ret);
 	if (!record)

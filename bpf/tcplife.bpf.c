@@ -8,13 +8,14 @@
  * lock owned, current is the process; without, nobody is.
  */
 #include "filter.bpf.h"
-#include "sock_state.bpf.h"
+#include "state.bpf.h"
 #include "stream.bpf.h"
 
-#define AF_INET	  2
-#define AF_INET6  10
-#define PORTS_MAX 16
-#define SOCK_DONE 1 /* enum sock_flags: a FIN has come */
+#define AF_INET	      2
+#define AF_INET6      10
+#define PORTS_MAX     16
+#define SOCK_DONE     1 /* enum sock_flags: a FIN has come */
+#define SHUTDOWN_MASK 3 /* include/net/sock.h */
 
 /* The one address family wanted, or 0. */
 const volatile u32 wanted_family = 0;
@@ -28,6 +29,7 @@ struct tcplife_session {
 	u32 pid;
 	u32 uid;
 	char comm[TASK_COMM_LEN];
+	u64 attempted; /* it began with an attempt to connect, and has not been established */
 };
 SOCK_STATE(tcplife_sessions, struct tcplife_session);
 
@@ -41,7 +43,7 @@ struct tcplife_event {
 	u16 local_port;
 	u16 remote_port;
 	u16 family;
-	u16 unused;
+	u16 attempted;
 	u8 local[16];
 	u8 remote[16];
 	char comm[TASK_COMM_LEN];
@@ -103,6 +105,7 @@ static __always_inline void send_end(void *ctx, struct sock *sk, struct tcplife_
 	if (wanted_family && event.family != wanted_family)
 		return;
 	event.begin_ns = session->begin_ns;
+	event.attempted = session->attempted;
 	event.end_ns = session->end_ns;
 	event.pid = session->pid;
 	event.uid = session->uid;
@@ -138,7 +141,12 @@ TRACEPOINT_HOOK(tcplife_state, inet_sock_set_state, struct sock *sk, int old, in
 		send_held(typed, ctx, sk, session);
 	if (new == TCP_SYN_SENT || new == TCP_SYN_RECV || new == TCP_ESTABLISHED)
 		session->begin_ns = bpf_ktime_get_ns();
-	if (!session->pid && FIELD(sk, sk_lock.owned))
+	if (new == TCP_SYN_SENT)
+		session->attempted = 1;
+	else if (new == TCP_ESTABLISHED)
+		session->attempted = 0;
+	/* What closes a socket shuts it down first; what aborts it (ss -K) does not, and need not own it. */
+	if (!session->pid && FIELD(sk, sk_lock.owned) && (new != TCP_CLOSE || FIELD(sk, sk_shutdown) == SHUTDOWN_MASK))
 		own(session);
 	if (new != TCP_CLOSE)
 		return 0;

@@ -16,6 +16,7 @@ use libbpf_rs::{MapType, OpenObject, PrintLevel};
 use crate::cli::{Tool, Transport};
 use crate::fault::{unsupported, usage};
 use crate::kernel::{self, Btf};
+use crate::out::warn;
 use crate::target::Target;
 
 /// How a program can be hooked into the kernel, in the order of preference.
@@ -105,7 +106,7 @@ fn keep_message(_: PrintLevel, message: String) {
 }
 
 fn print_message(_: PrintLevel, message: String) {
-    eprint!("{message}");
+    warn(message.trim_end());
 }
 
 impl Loader {
@@ -304,9 +305,7 @@ impl Loader {
             }
         }
         let knobs = Knobs::of(object)?;
-        // Tracing programs came to socket storage in the same release as to task storage.
-        knobs.set_if_there("use_task_storage", &[u8::from(has_storage)])?;
-        knobs.set_if_there("use_sock_storage", &[u8::from(has_storage)])?;
+        knobs.set_if_there("use_local_storage", &[u8::from(has_storage)])?;
         knobs.set_if_there("stream_perf", &[u8::from(self.perf)])?;
         knobs.set_if_there("stream_wakeup_bytes", &(u64::from(self.tool.buffer) << 9).to_ne_bytes())?;
         Ok(())
@@ -314,7 +313,7 @@ impl Loader {
 
     fn say(&self, message: impl FnOnce() -> String) {
         if self.tool.verbose {
-            eprintln!("{}", message());
+            warn(message());
         }
     }
 

@@ -1,5 +1,6 @@
 //! The one way out: rows, tables and histograms as text, JSON or CSV.
 
+use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
 use anyhow::Result;
@@ -216,9 +217,14 @@ impl Out {
             self.json(&json!({ "lost": lost }));
         }
         if !lost.is_zero() {
-            eprintln!("lost: {}", lost.phrases().join(", "));
+            warn(format_args!("lost: {}", lost.phrases().join(", ")));
         }
     }
+}
+
+/// Say a line on stderr. Nobody may be left to read it, and that is no reason to stop.
+pub fn warn(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Rows that stream: aligned columns without knowing what comes next.

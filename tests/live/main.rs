@@ -4,6 +4,7 @@ mod biolatency;
 mod biotop;
 mod cli;
 mod core;
+mod execsnoop;
 mod offcputime;
 mod opensnoop;
 mod profile;
@@ -19,6 +20,7 @@ fn main() -> std::process::ExitCode {
         biotop::tests(),
         cli::tests(),
         core::tests(),
+        execsnoop::tests(),
         offcputime::tests(),
         opensnoop::tests(),
         profile::tests(),

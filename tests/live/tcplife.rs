@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
+use std::process::ChildStdout;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -67,14 +68,16 @@ fn connections_by_raw_tracepoint() -> Outcome {
 
 struct Peer {
     process: Guard,
+    lines: BufReader<ChildStdout>,
     port: u16,
 }
 
 fn peer(args: &[&str]) -> Outcome<Peer> {
     let mut process = Guard::workload("tcppeer", args)?;
+    let mut lines = BufReader::new(process.0.stdout.take().ok_or("no stdout")?);
     let mut line = String::new();
-    BufReader::new(process.0.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
-    Ok(Peer { process, port: line.trim().parse()? })
+    lines.read_line(&mut line)?;
+    Ok(Peer { process, lines, port: line.trim().parse()? })
 }
 
 /// Send so many bytes, read the whole reply.
@@ -108,6 +111,7 @@ fn exact(version: &str, loopback: IpAddr) -> Outcome {
         check_eq!(json!([ours["pid"], theirs["pid"]]), json!([std::process::id(), server.process.pid()]));
         check_eq!(theirs["comm"], "tcppeer");
         check_eq!(json!([ours["started_before"], theirs["started_before"]]), json!([false, false]));
+        check_eq!(json!([ours["established"], theirs["established"]]), json!([true, true]));
         check_eq!(ours["remote_address"], loopback.to_string());
         check_eq!(ours["ip_version"].to_string(), version);
     }
@@ -162,6 +166,8 @@ fn a_session_that_is_reset_belongs_to_who_holds_it() -> Outcome {
     let tool = Tool::new("tcplife").args("--json").start()?;
     let client = TcpStream::connect(("127.0.0.1", server.port))?;
     let port = client.local_addr()?.port();
+    // A connection that is reset before it is accepted never has an owner.
+    server.lines.read_line(&mut String::new())?;
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     nix::sys::socket::setsockopt(&client, nix::sys::socket::sockopt::Linger, &linger)?;
     drop(client);
@@ -181,7 +187,8 @@ fn a_refused_connection_is_shown() -> Outcome {
     let finished = settled(tool, |lines| lines >= 1)?.clean()?;
     let ends = finished.records()?;
     check_eq!(ends.len(), 1);
-    check_eq!(json!([ends[0]["pid"], ends[0]["sent_bytes"]]), json!([std::process::id(), 0]));
+    let refused = json!([ends[0]["pid"], ends[0]["sent_bytes"], ends[0]["established"]]);
+    check_eq!(refused, json!([std::process::id(), 0, false]));
     Ok(())
 }
 
@@ -236,7 +243,7 @@ fn csv_and_columns() -> Outcome {
     check!(plain.contains(" 1.00   0.00   "), "{plain}");
     let csv = text("-s")?;
     let fields = |line: &str| line.split(',').count();
-    check!(csv.lines().all(|line| fields(line) == 16), "{csv}");
+    check!(csv.lines().all(|line| fields(line) == 17), "{csv}");
     check!(csv.starts_with("time_unix_ns,since_start_ns,pid,comm,"), "{csv}");
     Ok(())
 }

@@ -29,6 +29,8 @@ int main(int argc, char **argv)
 		long left = argc > 2 ? atol(argv[2]) : 0;
 
 		if (hold) {
+			printf("held\n");
+			fflush(stdout);
 			if (read(0, buffer, sizeof(buffer)) <= 0)
 				return 0;
 			close(peer);

@@ -10,7 +10,7 @@ use common::cli::{Format, Interval, Output, Tool};
 use common::disk::{self, Commands, Disk};
 use common::hist::{Histograms, Reader, Section, Unit};
 use common::load::{Hook, Loader, hook};
-use common::out::Out;
+use common::out::{self, Out};
 use common::session::{Report, Run};
 use common::target::Target;
 use libbpf_rs::skel::Skel;
@@ -147,7 +147,7 @@ pub fn run(args: Args) -> Result<()> {
     let loaded = loader.load(open, hooks, &target)?;
 
     if let Some(remark) = named.and_then(|named| named.remark) {
-        eprintln!("{remark}");
+        out::warn(remark);
     }
     let format = if args.json_lines { Format::Json } else { args.output.format() };
     let mut view = View {

@@ -11,7 +11,7 @@ use bpf::profile::types::profile_key;
 use clap::Parser;
 use common::cli::{self, Format, Output, Tool};
 use common::load::{Loader, hook};
-use common::out::{Cell, Column, Out, Rows};
+use common::out::{self, Cell, Column, Out, Rows};
 use common::sample::{Clock, Rate, Sampler, Throttling};
 use common::session::{Report, Run};
 use common::stack::{self, StackArgs, Stacked, Stacks, Style};
@@ -143,7 +143,9 @@ impl Report for View<'_> {
         let taken = self.samples_taken()?;
         let throttled = self.throttling.count();
         if throttled > 0 {
-            eprintln!("profile: the kernel suspended sampling {throttled} times to save time: lower -F, or raise -c");
+            out::warn(format_args!(
+                "profile: the kernel suspended sampling {throttled} times to save time: lower -F, or raise -c"
+            ));
         }
         match self.out.format() {
             Format::Json => self.json(&counts, taken, throttled),
@@ -306,7 +308,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut sampler = Sampler::open(rate, args.cpu)?;
     let clock = sampler.clock();
     if clock == Clock::CpuClock {
-        eprintln!("profile: this machine counts no cycles; sampling by {}", clock.unit());
+        out::warn(format_args!("profile: this machine counts no cycles; sampling by {}", clock.unit()));
     }
     let mut view = View {
         out: Out::new(args.output.format()),

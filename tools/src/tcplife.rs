@@ -8,7 +8,7 @@ use bpf::tcplife::{TcplifeSkel, TcplifeSkelBuilder, types::tcplife_event};
 use clap::Parser;
 use common::cli::{self, Format, Output, Tool};
 use common::load::{Loader, hook};
-use common::out::{Cell, Column, Out, Rows};
+use common::out::{self, Cell, Column, Out, Rows};
 use common::session::{Report, Run, decode};
 use common::target::Target;
 use common::text::Text;
@@ -67,6 +67,7 @@ const COLUMNS: &[Column] = &[
     Column::left("duration_ms", "MS", 0, "ms from established (or the attempt) to the end; > where it began before the tool"),
     Column::right("sent_bytes", "TX", 0, "bytes sent, without retransmissions"),
     Column::right("received_bytes", "RX", 0, "bytes received"),
+    Column::right("established", "ESTABLISHED", 0, "the connection was established, not refused or timed out"),
     Column::left("started_before", "BEFORE", 0, "the session was open when the tool began"),
 ];
 /// PORTS_MAX of tcplife.bpf.c.
@@ -134,6 +135,7 @@ impl Report for View<'_> {
                 Cell::Measured(format!("{}{duration_ms:.2}", if before { ">" } else { "" }), duration_ms),
                 Cell::Uint(event.sent_bytes),
                 Cell::Uint(event.received_bytes),
+                Cell::Flag("established", event.attempted == 0),
                 Cell::Flag("before", before),
             ],
         )
@@ -144,7 +146,9 @@ impl Report for View<'_> {
         // SAFETY: a plain integer in memory that the kernel writes: read it anew.
         let held = unsafe { std::ptr::read_volatile(&raw const counters.tcplife_held) } as i64;
         if held > 0 {
-            eprintln!("{held} sessions were reset by their peer, and no process has closed them yet: not shown");
+            out::warn(format_args!(
+                "{held} sessions were reset by their peer, and no process has closed them yet: not shown"
+            ));
         }
         Ok(())
     }
@@ -181,7 +185,7 @@ pub fn run(args: Args) -> Result<()> {
         "time_unix_ns" => args.time,
         "since_start_ns" => args.timestamp,
         "ip_version" => args.wide,
-        "uid" | "sent_bytes" | "received_bytes" | "started_before" => false,
+        "uid" | "sent_bytes" | "received_bytes" | "established" | "started_before" => false,
         _ => true,
     };
     let mut columns = COLUMNS.to_vec();

@@ -6,6 +6,7 @@
 #endif
 
 struct __kernel_timespec;
+struct _ddebug;
 struct acpiphp_slot;
 struct address_space;
 struct arm64_sme_state;
@@ -44,7 +45,9 @@ struct bpf_local_storage;
 struct bpf_net_context;
 struct bpf_prog;
 struct bpf_prog_array;
+struct bpf_raw_event_map;
 struct bpf_run_ctx;
+struct bug_entry;
 struct bus_dma_region;
 struct bus_type;
 struct callback_head;
@@ -75,6 +78,7 @@ struct ctl_table;
 struct ctl_table_header;
 struct ctl_table_root;
 struct ctl_table_set;
+struct ddebug_class_map;
 struct dentry;
 struct dentry_operations;
 struct dev_iommu;
@@ -96,6 +100,7 @@ struct dst_entry;
 struct elevator_queue;
 struct em_perf_domain;
 struct event_filter;
+struct exception_table_entry;
 struct fasync_struct;
 struct fdtable;
 struct file;
@@ -145,8 +150,10 @@ struct ipv6_txoptions;
 struct irq_domain;
 struct irq_work;
 struct jump_entry;
+struct kernel_param;
 struct kernel_pkey_params;
 struct kernel_pkey_query;
+struct kernel_symbol;
 struct kernfs_iattrs;
 struct kernfs_node;
 struct kernfs_open_node;
@@ -180,7 +187,12 @@ struct mmu_notifier_subscriptions;
 struct mnt_idmap;
 struct mnt_namespace;
 struct mnt_pcp;
+struct mod_kallsyms;
 struct module;
+struct module_attribute;
+struct module_notes_attrs;
+struct module_param_attrs;
+struct module_sect_attrs;
 struct mount;
 struct mountpoint;
 struct msi_device_data;
@@ -212,6 +224,7 @@ struct pid;
 struct pid_namespace;
 struct pidfs_attr;
 struct pipe_inode_info;
+struct plt_entry;
 struct pm_subsys_data;
 struct pmu;
 struct pollfd;
@@ -264,6 +277,7 @@ struct sock_reuseport;
 struct socket;
 struct socket_wq;
 struct srcu_ctr;
+struct srcu_struct;
 struct static_call_key;
 struct static_key_mod;
 struct super_block;
@@ -282,6 +296,7 @@ struct throtl_data;
 struct time_namespace;
 struct timer_list;
 struct timer_rand_state;
+struct trace_eval_map;
 struct trace_event_call;
 struct tracepoint_ext;
 struct tracepoint_func;
@@ -1076,6 +1091,24 @@ struct ns_common {
 		struct callback_head ns_rcu;
 	};
 };
+
+struct latch_tree_node {
+	struct rb_node node[2];
+};
+
+struct mod_tree_node {
+	struct module *mod;
+	struct latch_tree_node node;
+};
+
+struct module_memory {
+	void *base;
+	bool is_rox;
+	unsigned int size;
+	struct mod_tree_node mtn;
+};
+
+typedef const int tracepoint_ptr_t;
 
 enum dl_dev_state {
 	DL_DEV_NO_DRIVER = 0,
@@ -2850,6 +2883,134 @@ typedef u32 uint32_t;
 
 typedef struct cpumask *cpumask_var_t;
 
+typedef __u16 Elf64_Half;
+
+typedef __u32 Elf64_Word;
+
+typedef __u64 Elf64_Addr;
+
+typedef __u64 Elf64_Xword;
+
+enum module_state {
+	MODULE_STATE_LIVE = 0,
+	MODULE_STATE_COMING = 1,
+	MODULE_STATE_GOING = 2,
+	MODULE_STATE_UNFORMED = 3,
+};
+
+struct module_kobject {
+	struct kobject kobj;
+	struct module *mod;
+	struct kobject *drivers_dir;
+	struct module_param_attrs *mp;
+	struct completion *kobj_completion;
+};
+
+struct mod_plt_sec {
+	int plt_shndx;
+	int plt_num_entries;
+	int plt_max_entries;
+};
+
+struct mod_arch_specific {
+	struct mod_plt_sec core;
+	struct mod_plt_sec init;
+	struct plt_entry *ftrace_trampolines;
+	struct plt_entry *init_ftrace_trampolines;
+};
+
+typedef struct elf64_sym Elf64_Sym;
+
+struct mod_kallsyms {
+	Elf64_Sym *symtab;
+	unsigned int num_symtab;
+	char *strtab;
+	char *typetab;
+};
+
+struct _ddebug_info {
+	struct _ddebug *descs;
+	struct ddebug_class_map *classes;
+	unsigned int num_descs;
+	unsigned int num_classes;
+};
+
+struct module {
+	enum module_state state;
+	struct list_head list;
+	char name[56];
+	struct module_kobject mkobj;
+	struct module_attribute *modinfo_attrs;
+	const char *version;
+	const char *srcversion;
+	const char *imported_namespaces;
+	struct kobject *holders_dir;
+	const struct kernel_symbol *syms;
+	const u32 *crcs;
+	const u8 *flagstab;
+	unsigned int num_syms;
+	struct mutex param_lock;
+	struct kernel_param *kp;
+	unsigned int num_kp;
+	bool using_gplonly_symbols;
+	bool sig_ok;
+	bool async_probe_requested;
+	unsigned int num_exentries;
+	struct exception_table_entry *extable;
+	int (*init)(void);
+	long: 64;
+	struct module_memory mem[7];
+	struct mod_arch_specific arch;
+	long unsigned int taints;
+	unsigned int num_bugs;
+	struct list_head bug_list;
+	struct bug_entry *bug_table;
+	struct mod_kallsyms *kallsyms;
+	struct mod_kallsyms core_kallsyms;
+	struct module_sect_attrs *sect_attrs;
+	struct module_notes_attrs *notes_attrs;
+	char *args;
+	void *percpu;
+	unsigned int percpu_size;
+	void *noinstr_text_start;
+	unsigned int noinstr_text_size;
+	unsigned int num_tracepoints;
+	tracepoint_ptr_t *tracepoints_ptrs;
+	unsigned int num_srcu_structs;
+	struct srcu_struct **srcu_struct_ptrs;
+	unsigned int num_bpf_raw_events;
+	struct bpf_raw_event_map *bpf_raw_events;
+	unsigned int btf_data_size;
+	unsigned int btf_base_data_size;
+	void *btf_data;
+	void *btf_base_data;
+	struct jump_entry *jump_entries;
+	unsigned int num_jump_entries;
+	unsigned int num_trace_bprintk_fmt;
+	const char **trace_bprintk_fmt_start;
+	struct trace_event_call **trace_events;
+	unsigned int num_trace_events;
+	struct trace_eval_map **trace_evals;
+	unsigned int num_trace_evals;
+	unsigned int num_ftrace_callsites;
+	long unsigned int *ftrace_callsites;
+	void *kprobes_text_start;
+	unsigned int kprobes_text_size;
+	long unsigned int *kprobe_blacklist;
+	unsigned int num_kprobe_blacklist;
+	struct list_head source_list;
+	struct list_head target_list;
+	void (*exit)(void);
+	atomic_t refcnt;
+	struct _ddebug_info dyndbg_info;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+};
+
 typedef void (*ftrace_func_t)(long unsigned int, long unsigned int, struct ftrace_ops *, struct ftrace_regs *);
 
 struct ftrace_ops_hash {
@@ -3195,6 +3356,15 @@ struct bio {
 struct msi_dev_domain {
 	struct xarray store;
 	struct irq_domain *domain;
+};
+
+struct elf64_sym {
+	Elf64_Word st_name;
+	unsigned char st_info;
+	unsigned char st_other;
+	Elf64_Half st_shndx;
+	Elf64_Addr st_value;
+	Elf64_Xword st_size;
 };
 
 typedef void (*smp_call_func_t)(void *);
