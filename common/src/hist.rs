@@ -11,13 +11,12 @@ use serde_json::{Map, Value, json};
 use crate::cli::Format;
 use crate::load::Knobs;
 use crate::out::Out;
+use crate::table;
 use crate::text::Text;
 use crate::time;
 
 /// HIST_SLOTS of hist.bpf.h.
 const SLOTS: u32 = 976;
-/// Entries fetched by one system call.
-const BATCH: u32 = 1024;
 /// Width of the longest bar.
 const BAR: u64 = 40;
 
@@ -184,9 +183,7 @@ impl Reader {
             object.maps().find(|map| map.name() == name).with_context(|| format!("the object has no map {name}"))?;
         let mut cells = Vec::new();
         if self.keyed {
-            for (key, value) in
-                map.lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY).context("cannot read the histograms")?
-            {
+            for (key, value) in table::read_bytes(&map)? {
                 let (Some(id), Some(slot)) = (key.first_chunk(), key.get(8..).and_then(|key| key.first_chunk())) else {
                     continue;
                 };

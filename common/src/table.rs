@@ -1,21 +1,80 @@
 //! BPF hash maps as tables: all entries at once.
 
+use std::os::fd::AsRawFd;
+
 use anyhow::{Context, Result};
-use libbpf_rs::{MapCore, MapFlags};
+use libbpf_rs::MapCore;
+use nix::errno::Errno;
 use plain::Plain;
 
-/// Entries fetched by one system call.
-const BATCH: u32 = 1024;
+/// Entries fetched by one system call, to begin with.
+const BATCH: usize = 1024;
 
-/// All entries of a hash map, by batches where the kernel has them (5.6).
+/// All entries of a hash map.
 ///
 /// # Errors
 /// When the kernel does not let the map be read.
 pub fn read<K: Plain + Default, V: Plain + Default>(map: &impl MapCore) -> Result<Vec<(K, V)>> {
-    let entries = map.lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY);
-    let entries = entries.with_context(|| format!("cannot read the map {}", map.name().to_string_lossy()))?;
-    let copy = |(key, value): (Vec<u8>, Vec<u8>)| Some((from_bytes(&key)?, from_bytes(&value)?));
-    Ok(entries.filter_map(copy).collect())
+    let entries = read_bytes(map)?;
+    Ok(entries.iter().filter_map(|(key, value)| Some((from_bytes(key)?, from_bytes(value)?))).collect())
+}
+
+/// The same as the bytes of key and value.
+///
+/// By batches (5.6). Not libbpf-rs's iterator, which takes a batch that is not full for the last: the kernel ends one
+/// wherever the next bucket of the table would not fit whole (`__htab_map_lookup_and_delete_batch()` of
+/// kernel/bpf/hashtab.c), and says ENOENT only at the end.
+///
+/// # Errors
+/// When the kernel does not let the map be read.
+pub fn read_bytes(map: &impl MapCore) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let (key_size, value_size) = (map.key_size() as usize, map.value_size() as usize);
+    let mut entries = Vec::new();
+    let mut batch = BATCH;
+    // Where the table goes on: for hashes a bucket number, whatever the size of the key.
+    let (mut at, mut next) = (vec![0u8; key_size.max(8)], vec![0u8; key_size.max(8)]);
+    let mut is_first = true;
+    loop {
+        let (mut keys, mut values) = (vec![0u8; batch * key_size], vec![0u8; batch * value_size]);
+        let mut count = batch as u32;
+        let options = libbpf_sys::bpf_map_batch_opts {
+            sz: size_of::<libbpf_sys::bpf_map_batch_opts>() as _,
+            ..Default::default()
+        };
+        let from = if is_first { std::ptr::null_mut() } else { at.as_mut_ptr() };
+        // SAFETY: the buffers have room for `count` keys and values, and for a position, as the call expects.
+        let status = unsafe {
+            libbpf_sys::bpf_map_lookup_batch(
+                map.as_fd().as_raw_fd(),
+                from.cast(),
+                next.as_mut_ptr().cast(),
+                keys.as_mut_ptr().cast(),
+                values.as_mut_ptr().cast(),
+                &raw mut count,
+                &raw const options,
+            )
+        };
+        let is_last = match Errno::from_raw(-status) {
+            _ if status == 0 => false,
+            Errno::ENOENT => true,
+            Errno::EINTR => continue,
+            // One bucket holds more than this.
+            Errno::ENOSPC => {
+                batch *= 2;
+                continue;
+            }
+            error => {
+                return Err(error).with_context(|| format!("cannot read the map {}", map.name().to_string_lossy()));
+            }
+        };
+        let pairs = keys.chunks_exact(key_size).zip(values.chunks_exact(value_size)).take(count as usize);
+        entries.extend(pairs.map(|(key, value)| (key.to_vec(), value.to_vec())));
+        if is_last {
+            return Ok(entries);
+        }
+        std::mem::swap(&mut at, &mut next);
+        is_first = false;
+    }
 }
 
 fn from_bytes<T: Plain + Default>(bytes: &[u8]) -> Option<T> {

@@ -9,6 +9,7 @@ live_tests! {
     the_stream_carries_two_and_a_half_million_events_a_second,
     percentiles_are_those_of_the_values,
     percentiles_by_key_are_those_of_the_values,
+    every_key_of_a_large_table_is_read,
     the_rung_tp_btf_counts_all,
     the_rung_raw_tp_counts_all,
     the_rung_tp_counts_all,
@@ -63,6 +64,14 @@ fn percentiles_are_those_of_the_values() -> Outcome {
 
 fn percentiles_by_key_are_those_of_the_values() -> Outcome {
     compare("keyed")
+}
+
+fn every_key_of_a_large_table_is_read() -> Outcome {
+    for count in ["1", "1024", "1025", "30000", "65536"] {
+        let report = selftest(&["keys", count])?;
+        check_eq!(report["read"], report["counted"]);
+    }
+    Ok(())
 }
 
 fn count_by(rung: &str) -> Outcome {

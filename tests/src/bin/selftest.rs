@@ -2,6 +2,7 @@
 //!
 //! `selftest stream RATE SECONDS` sends 128-byte events at that rate a second and reports what arrived;
 //! `selftest hist KIND` counts a known set of values and reports exact and measured percentiles;
+//! `selftest keys COUNT` counts one value under each of so many ids and reports how many are read;
 //! `selftest ladder RUNG` counts opens through one rung of the hook ladder. One JSON line each.
 
 use std::mem::MaybeUninit;
@@ -140,6 +141,23 @@ fn hist(keyed: bool, tool: &Tool) -> Result<()> {
     Ok(())
 }
 
+fn keys(count: u64, tool: &Tool) -> Result<()> {
+    let loader = Loader::new(tool)?;
+    let mut object = MaybeUninit::uninit();
+    let mut open = loader.open(SelftestSkelBuilder::default(), &mut object)?;
+    Unit::Usecs.configure(&mut open, true)?;
+    let loaded = loader.load(open, &[hook("selftest_hist")], &Target::default())?;
+    let program = loaded.skel.progs.selftest_hist.as_fd().as_raw_fd();
+    for id in 0..count {
+        test_run(program, &[id, id])?;
+    }
+    let histograms = Reader::new(Unit::Usecs, true).read(loaded.skel.object())?;
+    let right =
+        histograms.iter().filter(|(id, histogram)| histogram.count() == 1 && histogram.sum_ns() == **id).count();
+    println!("{}", json!({ "counted": count, "read": right }));
+    Ok(())
+}
+
 fn ladder(rung: &str, tool: &Tool) -> Result<()> {
     const OPENS: u64 = 1000;
     let loader = Loader::new(&Tool { hook: Some(rung.to_owned()), ..tool.clone() })?;
@@ -167,8 +185,11 @@ fn run() -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["stream", rate, seconds] => stream(rate.parse()?, seconds.parse()?, &tool),
         ["hist", kind] => hist(kind == "keyed", &tool),
+        ["keys", count] => keys(count.parse()?, &tool),
         ["ladder", rung] => ladder(rung, &tool),
-        _ => bail!("usage: selftest stream RATE SECONDS | selftest hist keyed|plain | selftest ladder RUNG"),
+        _ => bail!(
+            "usage: selftest stream RATE SECONDS | selftest hist keyed|plain | selftest keys COUNT | selftest ladder RUNG"
+        ),
     }
 }
 
