@@ -137,6 +137,11 @@ impl Loader {
         self.perf
     }
 
+    /// The kernel's types.
+    pub fn kernel_types(&self) -> &Btf {
+        &self.btf
+    }
+
     /// Whether tasks can carry BPF state on this kernel.
     pub fn has_task_storage(&self) -> bool {
         self.has_task_storage
@@ -159,8 +164,7 @@ impl Loader {
         };
         let open = builder.open_opts(options, storage).context("cannot open the BPF object")?;
         if let Some(forced) = &self.tool.hook {
-            let names =
-                |name: &OsStr| name.to_str().and_then(|name| name.split_once("__")).map(|(hook, _)| hook == forced);
+            let names = |name: &OsStr| name.to_str().map(|name| name.split("__").next() == Some(forced));
             let is_hook = open.open_object().progs().any(|program| names(program.name()) == Some(true));
             if !is_hook && RUNGS.iter().all(|(_, rung)| rung != forced) {
                 let rungs = RUNGS.map(|(_, rung)| rung).join(", ");

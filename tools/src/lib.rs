@@ -35,6 +35,7 @@ macro_rules! main {
 }
 
 registry! {
+    memleak,
     opensnoop,
     runqlat,
 }

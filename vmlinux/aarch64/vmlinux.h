@@ -87,6 +87,7 @@ struct hlist_node;
 struct hotplug_slot_ops;
 struct hrtimer;
 struct hrtimer_clock_base;
+struct hrtimer_cpu_base;
 struct inode;
 struct internal_state;
 struct io_context;
@@ -115,6 +116,7 @@ struct key_type;
 struct key_user;
 struct kioctx_table;
 struct kmem_cache;
+struct kmem_cache_node;
 struct kobj_type;
 struct kobj_uevent_env;
 struct kobject;
@@ -138,6 +140,7 @@ struct mutex;
 struct mutex_waiter;
 struct nameidata;
 struct net;
+struct node_barn;
 struct notification;
 struct ns_common;
 struct nsproxy;
@@ -145,6 +148,7 @@ struct numa_group;
 struct obj_cgroup;
 struct old_timespec32;
 struct page;
+struct page_pool;
 struct pci_slot;
 struct percpu_ref;
 struct percpu_ref_data;
@@ -192,6 +196,7 @@ struct sem_undo_list;
 struct seq_file;
 struct sighand_struct;
 struct signal_struct;
+struct slub_percpu_sheaves;
 struct srcu_ctr;
 struct static_call_key;
 struct static_key_mod;
@@ -267,6 +272,8 @@ struct list_head {
 struct hlist_head {
 	struct hlist_node *first;
 };
+
+typedef __u32 __le32;
 
 struct static_key {
 	atomic_t enabled;
@@ -615,6 +622,8 @@ struct file {
 	file_ref_t f_ref;
 };
 
+typedef void probes_handler_t(u32, long int, struct pt_regs *);
+
 typedef int __s32;
 
 typedef __s32 s32;
@@ -624,6 +633,51 @@ struct refcount_struct {
 };
 
 typedef struct refcount_struct refcount_t;
+
+typedef struct {
+	long unsigned int f;
+} memdesc_flags_t;
+
+struct page {
+	memdesc_flags_t flags;
+	union {
+		struct {
+			union {
+				struct list_head lru;
+				struct list_head buddy_list;
+				struct list_head pcp_list;
+				struct llist_node pcp_llist;
+			};
+			struct address_space *mapping;
+			union {
+				long unsigned int __folio_index;
+				long unsigned int share;
+			};
+			long unsigned int private;
+		};
+		struct {
+			long unsigned int pp_magic;
+			struct page_pool *pp;
+			long unsigned int _pp_mapping_pad;
+			long unsigned int dma_addr;
+			atomic_long_t pp_ref_count;
+		};
+		struct {
+			long unsigned int compound_info;
+		};
+		struct {
+			void *_unused_pgmap_compound_info;
+			void *zone_device_data;
+		};
+		struct callback_head callback_head;
+	};
+	union {
+		unsigned int page_type;
+		atomic_t _mapcount;
+	};
+	atomic_t _refcount;
+	long unsigned int memcg_data;
+};
 
 typedef unsigned int mm_id_t;
 
@@ -892,6 +946,32 @@ struct dentry {
 struct upid {
 	int nr;
 	struct pid_namespace *ns;
+};
+
+struct seqcount_raw_spinlock {
+	seqcount_t seqcount;
+};
+
+typedef struct seqcount_raw_spinlock seqcount_raw_spinlock_t;
+
+struct rb_root_linked {
+	struct rb_root rb_root;
+	struct rb_node_linked *rb_leftmost;
+};
+
+struct timerqueue_linked_head {
+	struct rb_root_linked rb_root;
+};
+
+struct hrtimer_clock_base {
+	struct hrtimer_cpu_base *cpu_base;
+	const unsigned int index;
+	const clockid_t clockid;
+	seqcount_raw_spinlock_t seq;
+	ktime_t expires_next;
+	struct hrtimer *running;
+	struct timerqueue_linked_head active;
+	ktime_t offset;
 };
 
 typedef struct {
@@ -2739,6 +2819,82 @@ enum {
 	BPF_F_FAST_STACK_CMP = 512,
 	BPF_F_REUSE_STACKID = 1024,
 	BPF_F_USER_BUILD_ID = 2048,
+};
+
+struct kmem_cache_per_node_ptrs {
+	struct node_barn *barn;
+	struct kmem_cache_node *node;
+};
+
+struct arch_probe_insn {
+	probes_handler_t *handler;
+};
+
+struct arch_uprobe {
+	union {
+		__le32 insn;
+		__le32 ixol;
+	};
+	struct arch_probe_insn api;
+	bool simulate;
+};
+
+struct uprobe {
+	struct rb_node rb_node;
+	refcount_t ref;
+	struct rw_semaphore register_rwsem;
+	struct rw_semaphore consumer_rwsem;
+	struct list_head pending_list;
+	struct list_head consumers;
+	struct inode *inode;
+	union {
+		struct callback_head rcu;
+		struct work_struct work;
+	};
+	loff_t offset;
+	loff_t ref_ctr_offset;
+	long unsigned int flags;
+	struct arch_uprobe arch;
+};
+
+typedef unsigned int slab_flags_t;
+
+struct reciprocal_value {
+	u32 m;
+	u8 sh1;
+	u8 sh2;
+};
+
+struct kmem_cache_order_objects {
+	unsigned int x;
+};
+
+struct kmem_cache {
+	struct slub_percpu_sheaves *cpu_sheaves;
+	slab_flags_t flags;
+	long unsigned int min_partial;
+	unsigned int size;
+	unsigned int object_size;
+	struct reciprocal_value reciprocal_size;
+	unsigned int offset;
+	unsigned int sheaf_capacity;
+	struct kmem_cache_order_objects oo;
+	struct kmem_cache_order_objects min;
+	gfp_t allocflags;
+	int refcount;
+	void (*ctor)(void *);
+	unsigned int inuse;
+	unsigned int align;
+	unsigned int red_left_pad;
+	const char *name;
+	struct list_head list;
+	struct kobject kobj;
+	long unsigned int random;
+	unsigned int remote_node_defrag_ratio;
+	unsigned int *random_seq;
+	unsigned int useroffset;
+	unsigned int usersize;
+	struct kmem_cache_per_node_ptrs per_node[16];
 };
 
 struct mount {
