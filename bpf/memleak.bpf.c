@@ -203,6 +203,9 @@ static __always_inline bool wants(u64 size)
 {
 	if (size < min_size || size > max_size)
 		return false;
+	/* The kernel also allocates for the tool itself. */
+	if (!user_mode && !filter_wants_current())
+		return false;
 	return sample_below == ~0U || bpf_get_prandom_u32() < sample_below;
 }
 
@@ -422,9 +425,18 @@ TRACEPOINT_HOOK(memleak_exec, sched_process_exec, struct task_struct *task)
 	return 0;
 }
 
+/* Argument `n` of a tracepoint. In assembly, because of two loads at different places the compiler makes one at a
+ * calculated place, which the verifier does not let pass. */
+#define ARG(n)                                                                                                         \
+	({                                                                                                             \
+		u64 __arg;                                                                                             \
+		asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(__arg) : "r"(ctx), "i"((n) * sizeof(u64)));               \
+		__arg;                                                                                                 \
+	})
+
 TRACEPOINT_HOOK(memleak_kmalloc, kmalloc, u64 call_site, u64 pointer)
 {
-	u64 size = kmalloc_size_arg == 4 ? ctx[4] : ctx[3];
+	u64 size = kmalloc_size_arg == 4 ? ARG(4) : ARG(3);
 
 	if (pointer && wants(size))
 		allocated(ctx, pointer, size);
@@ -434,7 +446,7 @@ TRACEPOINT_HOOK(memleak_kmalloc, kmalloc, u64 call_site, u64 pointer)
 /* Until 6.1 an allocation on a given node had a tracepoint of its own. */
 TRACEPOINT_HOOK(memleak_kmalloc_node, kmalloc_node, u64 call_site, u64 pointer)
 {
-	u64 size = kmalloc_size_arg == 4 ? ctx[4] : ctx[3];
+	u64 size = kmalloc_size_arg == 4 ? ARG(4) : ARG(3);
 
 	if (pointer && wants(size))
 		allocated(ctx, pointer, size);
@@ -446,9 +458,9 @@ static __always_inline u64 kmem_cache_size(const bool typed, unsigned long long 
 	struct kmem_cache *cache;
 
 	if (kmem_cache_size_arg == 3)
-		return ctx[3];
+		return ARG(3);
 	if (kmem_cache_size_arg == 4)
-		return ctx[4];
+		return ARG(4);
 	cache = (void *)ctx[2];
 	return FIELD(cache, size);
 }
@@ -521,8 +533,8 @@ TRACEPOINT_HOOK(memleak_page_free_batched, mm_page_free_batched, u64 unused)
 
 TRACEPOINT_HOOK(memleak_percpu_alloc, percpu_alloc_percpu, u64 first)
 {
-	u64 size = percpu_size_arg == 3 ? ctx[3] : ctx[2];
-	u64 pointer = percpu_pointer_arg == 7 ? ctx[7] : ctx[6];
+	u64 size = percpu_size_arg == 3 ? ARG(3) : ARG(2);
+	u64 pointer = percpu_pointer_arg == 7 ? ARG(7) : ARG(6);
 
 	if (pointer && wants(size))
 		allocated(ctx, PERCPU_KEY(pointer), size);

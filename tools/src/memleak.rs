@@ -87,9 +87,10 @@ pub struct Args {
     /// Allocator functions can have this before their names; je_, mi_, tc_ and _rjem_ are known
     #[arg(short = 'S', long, value_name = "PREFIX", requires = "process")]
     symbols_prefix: Option<String>,
-    /// Allocations to remember at most; what does not fit is counted
-    #[arg(long, value_name = "N", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(1..=1 << 28), allow_negative_numbers = true)]
-    max_allocs: u32,
+    /// Allocations to remember at most, by default 1048576 of a process and 262144 of the kernel; what does not fit is
+    /// counted
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 28), allow_negative_numbers = true)]
+    max_allocs: Option<u32>,
     #[command(flatten)]
     stacks: StackArgs,
     #[command(flatten)]
@@ -571,8 +572,11 @@ pub fn run(args: Args) -> Result<()> {
     }
     let process = process(&args)?;
     let until: Option<OwnedFd> = process.as_ref().map(|process| process.pidfd.try_clone()).transpose()?;
-    let target =
-        Target { pids: process.as_ref().map(|process| process.pid).into_iter().collect(), ..Target::default() };
+    let target = Target {
+        pids: process.as_ref().map(|process| process.pid).into_iter().collect(),
+        exclude_self: process.is_none(),
+        ..Target::default()
+    };
 
     let loader = Loader::new(&args.tool)?;
     let mut object = MaybeUninit::uninit();
@@ -592,7 +596,7 @@ pub fn run(args: Args) -> Result<()> {
         configure_tracepoints(&loader, knobs);
     }
     args.stacks.configure(&mut open)?;
-    shape_maps(&loader, &mut open, &args)?;
+    shape_maps(&loader, &mut open, &args, process.is_none())?;
     let hooks: Vec<Hook> = match (&process, args.percpu) {
         (Some(_), _) if uprobe::has_multi() => loader.first_accepted(&open, &[SESSION, MULTI, SINGLE])?.to_vec(),
         (Some(_), _) => SINGLE.to_vec(),
@@ -623,13 +627,14 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// Size the maps, and make the large one of memory that is allocated as it fills where the kernel can do so in any
-/// context: since 6.1, when BPF got an allocator of its own (struct bpf_mem_alloc).
-fn shape_maps<'obj>(loader: &Loader, open: &mut impl OpenSkel<'obj>, args: &Args) -> Result<()> {
+/// context: since 6.1, when BPF got an allocator of its own (struct bpf_mem_alloc). Of the kernel's own allocations that
+/// would be some, and it does not keep up with interrupts.
+fn shape_maps<'obj>(loader: &Loader, open: &mut impl OpenSkel<'obj>, args: &Args, kernel: bool) -> Result<()> {
     for mut map in open.open_object_mut().maps_mut() {
         match map.name().to_str() {
             Some("memleak_allocs") => {
-                map.set_max_entries(args.max_allocs)?;
-                if loader.kernel_types().mentions("bpf_mem_alloc") {
+                map.set_max_entries(args.max_allocs.unwrap_or(if kernel { 1 << 18 } else { 1 << 20 }))?;
+                if !kernel && loader.kernel_types().mentions("bpf_mem_alloc") {
                     map.set_map_flags(libbpf_sys::BPF_F_NO_PREALLOC)?;
                 }
             }
