@@ -40,6 +40,10 @@ const RUNGS: [(Rung, &str); 7] = [
     (Rung::Kretprobe, "kretprobe"),
 ];
 
+fn is_rung(name: &str) -> bool {
+    RUNGS.iter().any(|(_, rung)| *rung == name)
+}
+
 /// A hook of a tool.
 #[derive(Clone, Copy, Debug)]
 pub struct Hook {
@@ -166,7 +170,7 @@ impl Loader {
         if let Some(forced) = &self.tool.hook {
             let names = |name: &OsStr| name.to_str().map(|name| name.split("__").next() == Some(forced));
             let is_hook = open.open_object().progs().any(|program| names(program.name()) == Some(true));
-            if !is_hook && RUNGS.iter().all(|(_, rung)| rung != forced) {
+            if !is_hook && !is_rung(forced) {
                 let rungs = RUNGS.map(|(_, rung)| rung).join(", ");
                 return Err(usage(format!("--hook {forced} is not a rung ({rungs}) or a hook of this tool")));
             }
@@ -247,19 +251,16 @@ impl Loader {
                 continue;
             };
             let target = section.split_once('/').map_or("", |(_, target)| target);
-            let verdict = match &self.tool.hook {
-                Some(forced) if forced != suffix && RUNGS.iter().any(|(_, known)| known == forced) => {
-                    Err("not the rung asked for with --hook".to_owned())
-                }
-                _ => self.probe(rung, target),
-            };
-            match verdict {
+            if self.tool.hook.as_ref().is_some_and(|forced| forced != suffix && is_rung(forced)) {
+                continue;
+            }
+            match self.probe(rung, target) {
                 Ok(()) => return Ok(program.clone()),
                 Err(reason) => refused.push(format!("{suffix} {target}: {reason}")),
             }
         }
         if refused.is_empty() {
-            bail!("hook {name} has no programs");
+            return Err(unsupported(format!("{name} has no rung {}", self.tool.hook.as_deref().unwrap_or("at all"))));
         }
         Err(unsupported(format!("this kernel offers no hook for it ({})", refused.join("; "))))
     }

@@ -1,6 +1,8 @@
 //! Every tool, live on the running kernel, against workloads whose truth is known.
 
 mod cli;
+mod core;
+mod memleak;
 mod opensnoop;
 mod runqlat;
 
@@ -8,6 +10,6 @@ fn main() -> std::process::ExitCode {
     let mut arguments = libtest_mimic::Arguments::from_args();
     // System-wide tracers, and truths that are counts and shares of this machine: one at a time.
     arguments.test_threads = Some(1);
-    let tests = [cli::tests(), opensnoop::tests(), runqlat::tests()];
+    let tests = [cli::tests(), core::tests(), memleak::tests(), opensnoop::tests(), runqlat::tests()];
     libtest_mimic::run(&arguments, tests.into_iter().flatten().collect()).exit_code()
 }

@@ -120,6 +120,7 @@ struct kmem_cache_node;
 struct kobj_type;
 struct kobj_uevent_env;
 struct kobject;
+struct kprobe;
 struct kset;
 struct linux_binfmt;
 struct list_head;
@@ -2388,6 +2389,8 @@ struct perf_event_attr {
 	__u64 config4;
 };
 
+typedef __le32 kprobe_opcode_t;
+
 typedef s32 int32_t;
 
 enum {
@@ -3149,10 +3152,20 @@ struct ratelimit_state {
 	long unsigned int begin;
 };
 
+struct arch_specific_insn {
+	struct arch_probe_insn api;
+	kprobe_opcode_t *xol_insn;
+	long unsigned int xol_restore;
+};
+
 struct bpf_perf_event_data {
 	bpf_user_pt_regs_t regs;
 	__u64 sample_period;
 	__u64 addr;
+};
+
+struct bpf_raw_tracepoint_args {
+	__u64 args[0];
 };
 
 struct simple_xattr_cache {
@@ -3326,6 +3339,24 @@ struct key_user {
 	kuid_t uid;
 	int qnkeys;
 	int qnbytes;
+};
+
+typedef int (*kprobe_pre_handler_t)(struct kprobe *, struct pt_regs *);
+
+typedef void (*kprobe_post_handler_t)(struct kprobe *, struct pt_regs *, long unsigned int);
+
+struct kprobe {
+	struct hlist_node hlist;
+	struct list_head list;
+	long unsigned int nmissed;
+	kprobe_opcode_t *addr;
+	const char *symbol_name;
+	unsigned int offset;
+	kprobe_pre_handler_t pre_handler;
+	kprobe_post_handler_t post_handler;
+	kprobe_opcode_t opcode;
+	struct arch_specific_insn ainsn;
+	u32 flags;
 };
 
 struct msi_device_data {

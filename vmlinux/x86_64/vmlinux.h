@@ -119,6 +119,7 @@ struct kmem_cache_node;
 struct kobj_type;
 struct kobj_uevent_env;
 struct kobject;
+struct kprobe;
 struct kset;
 struct ldt_struct;
 struct linux_binfmt;
@@ -2599,6 +2600,8 @@ struct kernel_siginfo {
 	};
 };
 
+typedef u8 kprobe_opcode_t;
+
 enum {
 	TASK_COMM_LEN = 16,
 };
@@ -3208,10 +3211,36 @@ struct ratelimit_state {
 	long unsigned int begin;
 };
 
+struct arch_specific_insn {
+	kprobe_opcode_t *insn;
+	unsigned int boostable: 1;
+	unsigned char size;
+	union {
+		unsigned char opcode;
+		struct {
+			unsigned char type;
+		} jcc;
+		struct {
+			unsigned char type;
+			unsigned char asize;
+		} loop;
+		struct {
+			unsigned char reg;
+		} indirect;
+	};
+	s32 rel32;
+	void (*emulate_op)(struct kprobe *, struct pt_regs *);
+	int tp_len;
+};
+
 struct bpf_perf_event_data {
 	bpf_user_pt_regs_t regs;
 	__u64 sample_period;
 	__u64 addr;
+};
+
+struct bpf_raw_tracepoint_args {
+	__u64 args[0];
 };
 
 struct simple_xattr_cache {
@@ -3385,6 +3414,24 @@ struct key_user {
 	kuid_t uid;
 	int qnkeys;
 	int qnbytes;
+};
+
+typedef int (*kprobe_pre_handler_t)(struct kprobe *, struct pt_regs *);
+
+typedef void (*kprobe_post_handler_t)(struct kprobe *, struct pt_regs *, long unsigned int);
+
+struct kprobe {
+	struct hlist_node hlist;
+	struct list_head list;
+	long unsigned int nmissed;
+	kprobe_opcode_t *addr;
+	const char *symbol_name;
+	unsigned int offset;
+	kprobe_pre_handler_t pre_handler;
+	kprobe_post_handler_t post_handler;
+	kprobe_opcode_t opcode;
+	struct arch_specific_insn ainsn;
+	u32 flags;
 };
 
 struct once {
