@@ -116,8 +116,6 @@ struct {
 struct memleak_frame {
 	/* Stack pointer at its entry; 0 when the task is in none. */
 	u64 sp;
-	/* What lies there, once an inner call has looked: the frame has gone when that changes. */
-	u64 witness;
 	u64 size;
 	/* The pointer being resized, or where posix_memalign writes its result. */
 	u64 pointer;
@@ -246,19 +244,34 @@ static __always_inline bool is_target(void)
 	return filter_wants_current() && (!await_exec || READ_ONCE(generation));
 }
 
-/* Whether a call at `sp` is made by the call of `frame`. */
+/*
+ * Whether a call at `sp` is made by the call of `frame`, or that one was left without a return (longjmp) and this is a
+ * later one from deeper down. On x86 the return address of a call whose return is probed has been replaced on the stack
+ * by that of the kernel's trampoline, and is there as long as the call lasts.
+ */
 static __always_inline bool is_inner(struct memleak_frame *frame, u64 sp)
 {
+#if defined(__TARGET_ARCH_x86)
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct xol_area *area;
 	u64 found = 0;
+#endif
 
 	if (!frame->sp || sp >= frame->sp)
 		return false;
-	/* Or was that one left without a return (longjmp), and this is a later call from deeper down? */
-	if (bpf_probe_read_user(&found, sizeof(found), (void *)frame->sp))
-		return true;
-	if (!frame->witness)
-		frame->witness = found;
-	return frame->witness == found;
+#if defined(__TARGET_ARCH_x86)
+	area = BPF_CORE_READ(task, mm, uprobes_state.xol_area);
+	if (area && !bpf_probe_read_user(&found, sizeof(found), (void *)frame->sp))
+		return found == BPF_CORE_READ(area, vaddr);
+#endif
+	return true;
+}
+
+/* Of a product that does not fit, which no allocator can give, the largest number. The compiler must not see that this
+ * is what it has a 128-bit multiplication for, which BPF has not. */
+static __always_inline u64 multiply(u64 a, u64 b)
+{
+	return (a | b) >> 32 && a && b > FORGET(~0ULL / a) ? ~0ULL : a * b;
 }
 
 /* An allocator function is entered. Non-zero when nobody is interested in its return. */
@@ -279,12 +292,11 @@ static __always_inline int enter(struct pt_regs *ctx, u32 call)
 	if (resizes && !frame->holds && a)
 		frame->holds = take(a, &frame->held);
 	frame->sp = sp;
-	frame->witness = 0;
 	frame->call = call;
 	frame->pointer = a;
 	frame->size = call == MEMLEAK_SIZE			       ? a
-		      : call == MEMLEAK_COUNT			       ? a * b
-		      : call == MEMLEAK_RECOUNT			       ? b * c
+		      : call == MEMLEAK_COUNT			       ? multiply(a, b)
+		      : call == MEMLEAK_RECOUNT			       ? multiply(b, c)
 		      : call == MEMLEAK_POSIX || call == MEMLEAK_REMAP ? c
 								       : b;
 	frame->wanted = wants(frame->size);

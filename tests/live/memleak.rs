@@ -147,7 +147,7 @@ fn a_full_map_is_counted() -> Outcome {
     let tool = Tool::new("memleak").args(&args).start()?;
     leaks.go()?;
     let finished = tool.stop()?;
-    check_eq!(by_function(&finished)?.get("leak_many"), Some(&(1000, 100)));
+    check_eq!(by_function(&finished)?.get("leak_many").copied(), Some((1000, 100)));
     check_eq!(finished.lost("states")?, 900);
     check!(finished.stderr.contains("900"), "said: {}", finished.stderr);
     Ok(())
@@ -157,7 +157,7 @@ fn sizes_and_ages_are_held() -> Outcome {
     let sums = by_function(&traced(&["known"], "-o 0 -z 333 -Z 1000")?)?;
     let ours: Vec<&str> = sums.keys().map(String::as_str).filter(|name| name.starts_with("leak_")).collect();
     check_eq!(ours, ["leak_aligned", "leak_malloc", "leak_posix_memalign"]);
-    check_eq!(sums.get("leak_aligned"), Some(&(640, 1)));
+    check_eq!(sums.get("leak_aligned").copied(), Some((640, 1)));
     let old = traced(&["known"], "-o 3600000")?;
     check!(by_function(&old)?.is_empty(), "nothing is an hour old: {}", old.stdout);
     Ok(())

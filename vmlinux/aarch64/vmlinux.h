@@ -3492,6 +3492,13 @@ struct user_struct {
 	struct ratelimit_state ratelimit;
 };
 
+struct xol_area {
+	wait_queue_head_t wq;
+	long unsigned int *bitmap;
+	struct page *page;
+	long unsigned int vaddr;
+};
+
 struct z_stream_s {
 	const Byte *next_in;
 	uLong avail_in;
