@@ -137,9 +137,13 @@ static __always_inline u64 stack_id(void *ctx, bool user)
 	long size;
 
 	if (user) {
-		space = (u64)BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), mm);
+		struct task_struct *task = (void *)bpf_get_current_task();
+
+		space = (u64)BPF_CORE_READ(task, mm);
 		if (!space)
 			return STACK_NONE;
+		/* A program that is executed can get the mm of an earlier one of the same process. */
+		space ^= (u64)BPF_CORE_READ(task, self_exec_id) << 48;
 	}
 	record = stack_walk_claim();
 	if (!record)

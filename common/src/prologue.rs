@@ -34,11 +34,12 @@ pub fn probe_offset(code: &[u8]) -> usize {
 
 /// Whether the kernel emulates this instruction.
 fn is_emulated(code: &[u8]) -> bool {
-    match code {
-        [0x50..=0x57 | 0x70..=0x7f | 0x90 | 0xe8 | 0xe9 | 0xeb, ..] => true,
-        [0x41, 0x50..=0x57, ..] | [0x0f, 0x80..=0x8f, ..] => true,
-        _ => false,
-    }
+    matches!(
+        code,
+        [0x50..=0x57 | 0x70..=0x7f | 0x90 | 0xe8 | 0xe9 | 0xeb, ..]
+            | [0x41, 0x50..=0x57, ..]
+            | [0x0f, 0x80..=0x8f, ..]
+    )
 }
 
 /// The length of an instruction that writes nothing but flags, `rax`, `r10` or `r11`; `None` for any other.
