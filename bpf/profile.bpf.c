@@ -19,6 +19,7 @@ struct profile_key {
 	char comm[TASK_COMM_LEN];
 	u32 unused;
 };
+EXPORT_TYPE(profile_key);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -41,6 +41,7 @@ struct {
 	__type(value, struct stack_seen);
 } stacks_seen SEC(".maps");
 
+/* common::stack reads this layout. */
 struct stack_walk_head {
 	u64 kind;
 	u64 id;
@@ -50,7 +51,6 @@ struct stack_walk_head {
 	u32 tgid;
 	u32 frames;
 };
-EXPORT_TYPE(stack_walk_head);
 
 /* One frame more than there can be, so that a size masked to the array is in bounds. */
 struct stack_walk {

@@ -10,6 +10,12 @@
 /* Set by user space from a probe. The branch not taken is dead, so its helper and map need not exist. */
 const volatile bool use_task_storage = true;
 
+/* Current, as TASK_STATE takes it. */
+static __always_inline __attribute__((unused)) struct task_struct *current_task(void)
+{
+	return use_task_storage ? bpf_get_current_task_btf() : (void *)bpf_get_current_task();
+}
+
 #define TASK_STATE(name, value_type)                                                                                   \
 	struct {                                                                                                       \
 		__uint(type, BPF_MAP_TYPE_TASK_STORAGE);                                                               \

@@ -7,7 +7,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use object::elf::STT_FUNC;
 use object::read::elf::ElfFile64;
-use object::{Endianness, FileKind, Object, ObjectSection, ObjectSegment, ObjectSymbol, ReadCache, SectionKind, SymbolFlags};
+use object::{
+    Endianness, FileKind, Object, ObjectSection, ObjectSegment, ObjectSymbol, ReadCache, SectionKind, SymbolFlags,
+};
 
 use crate::prologue;
 

@@ -66,15 +66,85 @@ impl Btf {
     /// A search of the string section: a hundred times cheaper than parsing the types, and as good for names that no
     /// two kinds share (`btf_trace_...`).
     pub fn mentions(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// How many arguments the probes of a tracepoint get on this kernel, or `None` where it has no such tracepoint.
+    pub fn arguments(&self, tracepoint: &str) -> Option<usize> {
+        let bytes = self.bytes();
+        // struct btf_header of include/uapi/linux/btf.h
+        let word = |at: usize| bytes.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+        let header = word(4)? as usize;
+        let (types, types_len, strings) = (header + word(8)? as usize, word(12)?, header + word(16)? as usize);
+        let name = (self.find(&format!("btf_trace_{tracepoint}"))? - strings) as u32;
+        let types = bytes.get(types..types + types_len as usize)?;
+        // typedef void (*btf_trace_X)(void *, ...)
+        let (_, pointer) = Types(types).find(|(kind, _)| kind.is(BTF_KIND_TYPEDEF) && kind.name == name)?;
+        let (_, prototype) = Types(types).nth(pointer.checked_sub(1)? as usize)?;
+        let (prototype, _) = Types(types).nth(prototype.checked_sub(1)? as usize)?;
+        prototype.is(BTF_KIND_FUNC_PROTO).then(|| prototype.members().saturating_sub(1))
+    }
+
+    /// Where a string begins.
+    fn find(&self, name: &str) -> Option<usize> {
         let needle: Vec<u8> = [b"\0", name.as_bytes(), b"\0"].concat();
-        let bytes = match &self.bytes {
+        let bytes = self.bytes();
+        // SAFETY: both ranges are valid for the lengths given; memmem only reads them.
+        let found = unsafe { libc::memmem(bytes.as_ptr().cast(), bytes.len(), needle.as_ptr().cast(), needle.len()) };
+        (!found.is_null()).then(|| found as usize - bytes.as_ptr() as usize + 1)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.bytes {
             // SAFETY: the mapping is readable for `len` bytes as long as `self` lives.
             Bytes::Mapped { start, len } => unsafe { std::slice::from_raw_parts(*start, *len) },
             Bytes::Read(bytes) => bytes,
-        };
-        // SAFETY: both ranges are valid for the lengths given; memmem only reads them.
-        let found = unsafe { libc::memmem(bytes.as_ptr().cast(), bytes.len(), needle.as_ptr().cast(), needle.len()) };
-        !found.is_null()
+        }
+    }
+}
+
+const BTF_KIND_TYPEDEF: u32 = 8;
+const BTF_KIND_FUNC_PROTO: u32 = 13;
+
+/// The name and `info` of a type.
+#[derive(Clone, Copy)]
+struct Kind {
+    name: u32,
+    info: u32,
+}
+
+impl Kind {
+    fn is(self, kind: u32) -> bool {
+        self.info >> 24 & 0x1f == kind
+    }
+
+    fn members(self) -> usize {
+        (self.info & 0xffff) as usize
+    }
+
+    /// Bytes that follow `struct btf_type` (include/uapi/linux/btf.h).
+    fn extra(self) -> usize {
+        match self.info >> 24 & 0x1f {
+            1 | 14 | 17 => 4,
+            3 => 12,
+            4 | 5 | 15 | 19 => 12 * self.members(),
+            6 | 13 => 8 * self.members(),
+            _ => 0,
+        }
+    }
+}
+
+/// The types of a BTF section in the order of their ids, from 1: each with the id or size it refers to.
+struct Types<'a>(&'a [u8]);
+
+impl Iterator for Types<'_> {
+    type Item = (Kind, u32);
+
+    fn next(&mut self) -> Option<(Kind, u32)> {
+        let word = |at: usize| self.0.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+        let (kind, refers) = (Kind { name: word(0)?, info: word(4)? }, word(8)?);
+        self.0 = self.0.get(12 + kind.extra()..)?;
+        Some((kind, refers))
     }
 
     /// The arguments of a tracepoint, each as whether it is a pointer; `None` where the kernel has no such tracepoint.
@@ -166,5 +236,14 @@ mod tests {
         let btf = Btf { custom: None, bytes: Bytes::Read(b"\0btf_trace_sys_exit\0x\0".to_vec()) };
         assert!(btf.mentions("btf_trace_sys_exit"));
         assert!(!btf.mentions("btf_trace_sys"));
+    }
+
+    #[test]
+    fn tracepoints_have_arguments() {
+        let Ok(btf) = Btf::open(None) else {
+            return;
+        };
+        assert_eq!(btf.arguments("sys_exit"), Some(2));
+        assert_eq!(btf.arguments("no_such_tracepoint"), None);
     }
 }

@@ -151,6 +151,16 @@ impl Loader {
         self.has_task_storage
     }
 
+    /// How many arguments the probes of a tracepoint get, or `None` where this kernel has no such tracepoint.
+    pub fn tracepoint_arguments(&self, tracepoint: &str) -> Option<usize> {
+        self.btf.arguments(tracepoint)
+    }
+
+    /// Keep the state of tasks in hashes, which can be read as a whole.
+    pub fn without_task_storage(&mut self) {
+        self.has_task_storage = false;
+    }
+
     /// Open a skeleton in `storage`.
     ///
     /// # Errors

@@ -44,6 +44,63 @@ pub fn comm(pid: u32) -> Option<Text<'static>> {
     Some(Text::new(bytes))
 }
 
+/// A thread of the system.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Thread {
+    /// Its process.
+    pub pid: u32,
+    /// Its own id.
+    pub tid: u32,
+}
+
+impl Thread {
+    fn read(self, name: &str) -> Option<Vec<u8>> {
+        fs::read(format!("/proc/{}/task/{}/{name}", self.pid, self.tid)).ok()
+    }
+
+    /// Its name and the rest of /proc/PID/task/TID/stat from the state on, or `None` when it has gone.
+    pub fn stat(self) -> Option<(Text<'static>, Vec<String>)> {
+        let stat = self.read("stat")?;
+        // The name may hold anything, parentheses too; what follows it may not.
+        let open = stat.iter().position(|&byte| byte == b'(')?;
+        let close = stat.iter().rposition(|&byte| byte == b')')?;
+        let fields = String::from_utf8_lossy(stat.get(close + 1..)?).split_whitespace().map(str::to_owned).collect();
+        Some((Text::new(stat.get(open + 1..close)?.to_vec()), fields))
+    }
+
+    /// The functions of its kernel stack and the offset in each, innermost first, where the kernel shows them.
+    pub fn kernel_stack(self) -> Vec<(String, u64)> {
+        let text = self.read("stack").unwrap_or_default();
+        String::from_utf8_lossy(&text).lines().filter_map(parse_stack_line).collect()
+    }
+
+    /// The address that it will go on from in user space, if it is in a system call.
+    pub fn user_address(self) -> Option<u64> {
+        let text = self.read("syscall")?;
+        let address = std::str::from_utf8(&text).ok()?.split_whitespace().next_back()?;
+        u64::from_str_radix(address.strip_prefix("0x")?, 16).ok().filter(|address| *address != 0)
+    }
+}
+
+/// `[<0>] function+0x10/0x20 [module]`
+fn parse_stack_line(line: &str) -> Option<(String, u64)> {
+    let (_, place) = line.split_once("] ")?;
+    let (name, offset) = place.split_whitespace().next()?.split_once("+0x")?;
+    let (offset, _) = offset.split_once('/')?;
+    Some((name.to_owned(), u64::from_str_radix(offset, 16).ok()?))
+}
+
+/// All threads of these processes, or of all where there are none.
+pub fn threads(pids: &[u32]) -> Vec<Thread> {
+    let ids = |path: String| {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect::<Vec<u32>>()
+    };
+    let pids = if pids.is_empty() { ids("/proc".into()) } else { pids.to_vec() };
+    let of = |pid: u32| ids(format!("/proc/{pid}/task")).into_iter().map(move |tid| Thread { pid, tid });
+    pids.into_iter().flat_map(of).collect()
+}
+
 /// The first three load averages, as /proc/loadavg has them.
 pub fn load_average() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -65,6 +122,12 @@ mod tests {
         assert!(exists(pid));
         assert!(comm(pid).is_some());
         assert!(!exists(u32::MAX));
+        let me = Thread { pid, tid: pid };
+        assert!(threads(&[pid]).contains(&me));
+        assert!(threads(&[]).contains(&me));
+        assert_eq!(me.stat().unwrap().1[1], std::os::unix::process::parent_id().to_string());
+        assert_eq!(parse_stack_line("[<0>] a_b+0x1a/0x200 [mod]"), Some(("a_b".into(), 0x1a)));
+        assert_eq!(parse_stack_line("[<0>] 0xffff"), None);
         assert_eq!(status_field("Name:\tx\nCapEff:\t00ff\n", "CapEff"), Some("00ff"));
     }
 }

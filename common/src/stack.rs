@@ -34,11 +34,14 @@ pub struct StackArgs {
     /// Stacks that the kernel remembers to have sent; more are sent again each time
     #[arg(long, value_name = "STACKS", default_value_t = 16384, value_parser = clap::value_parser!(u32).range(1..=1 << 24), allow_negative_numbers = true)]
     pub stack_storage_size: u32,
+    /// Bits of a stack's id, to provoke collisions in a test
+    #[arg(long, hide = true, value_name = "BITS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub stack_id_bits: u32,
 }
 
 impl Default for StackArgs {
     fn default() -> Self {
-        Self { perf_max_stack_depth: FRAMES_MAX, stack_storage_size: 16384 }
+        Self { perf_max_stack_depth: FRAMES_MAX, stack_storage_size: 16384, stack_id_bits: 64 }
     }
 }
 
@@ -52,7 +55,9 @@ impl StackArgs {
         if let Some(mut map) = object.maps_mut().find(|map| map.name() == "stacks_seen") {
             map.set_max_entries(self.stack_storage_size)?;
         }
-        Knobs::of(object)?.set("stack_bytes", &(self.perf_max_stack_depth * 8).to_ne_bytes())
+        let knobs = Knobs::of(object)?;
+        knobs.set("stack_id_mask", &(u64::MAX >> (64 - self.stack_id_bits.clamp(1, 64))).to_ne_bytes())?;
+        knobs.set("stack_bytes", &(self.perf_max_stack_depth * 8).to_ne_bytes())
     }
 }
 
@@ -200,6 +205,18 @@ pub fn folded_name(comm: &Text<'_>) -> String {
     comm.to_string().replace(';', ":").replace(' ', "_")
 }
 
+/// Sum the values of entries that read the same: frames of one function differ in their addresses. The largest first.
+pub fn merge(entries: impl Iterator<Item = (String, u64)>) -> Vec<(String, u64)> {
+    let mut sums: HashMap<String, u64> = HashMap::new();
+    for (entry, value) in entries {
+        let sum = sums.entry(entry).or_default();
+        *sum = sum.saturating_add(value);
+    }
+    let mut sums: Vec<(String, u64)> = sums.into_iter().collect();
+    sums.sort_by(|(a, x), (b, y)| y.cmp(x).then_with(|| a.cmp(b)));
+    sums
+}
+
 const MISSED_USER: &str = "[Missed User Stack]";
 const MISSED_KERNEL: &str = "[Missed Kernel Stack]";
 
@@ -264,6 +281,17 @@ impl Stacks {
         self.held += ips.len();
         self.walked.insert(id, Walked { check, lost: false, space, ips });
         true
+    }
+
+    /// Take the one user frame that is known of a thread that could not be walked; its id.
+    pub fn add_user(&mut self, tgid: u32, address: u64) -> u64 {
+        // Processes have ids below 2^22 and addresses 2^57, so this is unlike any hash only by luck; two of these
+        // differ always.
+        let id = (u64::from(tgid) << 42) ^ address ^ u64::MAX;
+        let space = (tgid, 0);
+        self.symbols.see(space, &[address]);
+        self.walked.insert(id, Walked { check: id, lost: false, space: Some(space), ips: [address].into() });
+        id
     }
 
     /// Look up the names of all frames of these stacks, for [`Stacks::stack`]. One call for a whole report is faster

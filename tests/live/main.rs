@@ -3,13 +3,23 @@
 mod cli;
 mod core;
 mod memleak;
+mod offcputime;
 mod opensnoop;
+mod profile;
 mod runqlat;
 
 fn main() -> std::process::ExitCode {
     let mut arguments = libtest_mimic::Arguments::from_args();
     // System-wide tracers, and truths that are counts and shares of this machine: one at a time.
     arguments.test_threads = Some(1);
-    let tests = [cli::tests(), core::tests(), memleak::tests(), opensnoop::tests(), runqlat::tests()];
+    let tests = [
+        cli::tests(),
+        core::tests(),
+        memleak::tests(),
+        offcputime::tests(),
+        opensnoop::tests(),
+        profile::tests(),
+        runqlat::tests(),
+    ];
     libtest_mimic::run(&arguments, tests.into_iter().flatten().collect()).exit_code()
 }

@@ -36,7 +36,9 @@ macro_rules! main {
 
 registry! {
     memleak,
+    offcputime,
     opensnoop,
+    profile,
     runqlat,
 }
 

@@ -1,0 +1,185 @@
+//! Sampling: a program that runs on every CPU at a rate, driven by perf events.
+
+use std::fs;
+use std::mem::size_of;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
+use anyhow::{Context, Result, anyhow};
+use libbpf_rs::{Link, ProgramMut};
+use nix::errno::Errno;
+
+use crate::fault::unsupported;
+
+/// How often to sample, on each CPU.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Rate {
+    /// This many times a second.
+    Hertz(u64),
+    /// Once in this many events of the [`Clock`].
+    Period(u64),
+}
+
+/// What drives the samples.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Clock {
+    /// The CPU's cycle counter: samples also where interrupts are off, none while a CPU is idle.
+    Cycles,
+    /// A timer of the kernel, in nanoseconds: everywhere, but code with interrupts off is seen when they come on.
+    CpuClock,
+}
+
+impl Clock {
+    /// What its events are.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Cycles => "cycles",
+            Self::CpuClock => "ns of CPU clock",
+        }
+    }
+
+    /// Its name, as `perf list` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cycles => "cycles",
+            Self::CpuClock => "cpu-clock",
+        }
+    }
+}
+
+/// Events on some CPUs, counting but not yet sampling for anyone.
+pub struct Sampler {
+    clock: Clock,
+    events: Vec<(u32, OwnedFd)>,
+}
+
+impl Sampler {
+    /// Open an event on each online CPU, or on `cpu` only: cycles where the machine counts them, else the CPU clock.
+    ///
+    /// # Errors
+    /// When the CPU is not there, the rate is not possible, or the kernel lets us open no events.
+    pub fn open(rate: Rate, cpu: Option<u32>) -> Result<Self> {
+        let online = online_cpus()?;
+        let cpus = match cpu {
+            Some(cpu) if !online.contains(&cpu) => {
+                let last = online.last().map_or(0, |last| *last);
+                return Err(anyhow!("no such CPU online: {cpu} (the last is {last})"));
+            }
+            Some(cpu) => vec![cpu],
+            None => online,
+        };
+        // Virtual machines have no cycle counter, and containers may not use it.
+        let clock = match cpus.iter().find_map(|cpu| open_event(Clock::Cycles, rate, *cpu).ok()) {
+            Some(_) => Clock::Cycles,
+            None => Clock::CpuClock,
+        };
+        let mut events = Vec::with_capacity(cpus.len());
+        for cpu in cpus {
+            match open_event(clock, rate, cpu) {
+                Ok(event) => events.push((cpu, event)),
+                // Taken offline since we asked.
+                Err(Errno::ENODEV) => {}
+                Err(error) => return Err(explain(error, rate)),
+            }
+        }
+        Ok(Self { clock, events })
+    }
+
+    /// What drives the samples.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// The CPUs sampled.
+    pub fn cpus(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Run `program` at each sample from now on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach(self, program: &ProgramMut<'_>) -> Result<Vec<Link>> {
+        let attach = |(cpu, event): (u32, OwnedFd)| {
+            let fd = event.into_raw_fd();
+            program.attach_perf_event(fd).map_err(|error| {
+                // SAFETY: a descriptor that was owned until now; libbpf keeps it only when it succeeds.
+                drop(unsafe { OwnedFd::from_raw_fd(fd) });
+                unsupported(format!("the kernel does not let a program sample CPU {cpu}: {error}"))
+            })
+        };
+        self.events.into_iter().map(attach).collect()
+    }
+}
+
+/// The numbers of the CPUs that are online.
+///
+/// # Errors
+/// When sysfs does not say.
+pub fn online_cpus() -> Result<Vec<u32>> {
+    let path = "/sys/devices/system/cpu/online";
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    parse_cpu_list(text.trim()).ok_or_else(|| anyhow!("{path} is not a list of CPUs: {text}"))
+}
+
+/// Parse a list such as `0-3,8`.
+fn parse_cpu_list(text: &str) -> Option<Vec<u32>> {
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        cpus.extend(first.parse::<u32>().ok()?..=last.parse().ok()?);
+    }
+    Some(cpus)
+}
+
+fn open_event(clock: Clock, rate: Rate, cpu: u32) -> Result<OwnedFd, Errno> {
+    let (type_, config) = match clock {
+        Clock::Cycles => (libbpf_sys::PERF_TYPE_HARDWARE, libbpf_sys::PERF_COUNT_HW_CPU_CYCLES),
+        Clock::CpuClock => (libbpf_sys::PERF_TYPE_SOFTWARE, libbpf_sys::PERF_COUNT_SW_CPU_CLOCK),
+    };
+    let mut attr = libbpf_sys::perf_event_attr {
+        type_,
+        config: config.into(),
+        size: size_of::<libbpf_sys::perf_event_attr>() as u32,
+        ..Default::default()
+    };
+    match rate {
+        Rate::Hertz(hertz) => {
+            attr.set_freq(1);
+            attr.__bindgen_anon_1.sample_freq = hertz;
+        }
+        Rate::Period(period) => attr.__bindgen_anon_1.sample_period = period,
+    }
+    let flags = libbpf_sys::PERF_FLAG_FD_CLOEXEC;
+    // SAFETY: `attr` lives across the call, which only reads it.
+    let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attr, -1, cpu as libc::c_int, -1, flags) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: a descriptor that was just opened.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn explain(error: Errno, rate: Rate) -> anyhow::Error {
+    let limit = || fs::read_to_string("/proc/sys/kernel/perf_event_max_sample_rate").ok()?.trim().parse::<u64>().ok();
+    match (error, rate, limit()) {
+        (Errno::EINVAL, Rate::Hertz(hertz), Some(limit)) if hertz > limit => anyhow!(
+            "{hertz} Hertz is more than this kernel samples at: raise kernel.perf_event_max_sample_rate, now {limit}"
+        ),
+        (Errno::EMFILE, ..) => anyhow!("too many open files: raise the limit (ulimit -n)"),
+        (Errno::EACCES | Errno::EPERM, ..) => unsupported(
+            "perf events are refused: a capability is missing (CAP_PERFMON), or a container's seccomp filter forbids them",
+        ),
+        _ => unsupported(format!("the kernel opens no event to sample by: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_lists_have_ranges() {
+        assert_eq!(parse_cpu_list("0-2,8,300-301"), Some(vec![0, 1, 2, 8, 300, 301]));
+        assert_eq!(parse_cpu_list("0"), Some(vec![0]));
+        assert_eq!(parse_cpu_list(""), None);
+        assert!(online_cpus().is_ok_and(|cpus| !cpus.is_empty()));
+    }
+}

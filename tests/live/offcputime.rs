@@ -1,0 +1,214 @@
+//! offcputime against a program that tells how long it slept, and where.
+
+use std::io::{BufRead, BufReader};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tests::{Finished, Guard, Outcome, Tool, check, check_eq, live_tests};
+
+use crate::profile::{functions, stacks};
+
+live_tests! {
+    sleeps_have_their_time_and_place,
+    sleeps_by_raw_tracepoint,
+    sleeps_with_early_stacks,
+    limits_are_in_microseconds,
+    states_are_a_mask,
+    a_preempted_thread_is_told_from_a_sleeping_one,
+    a_thread_that_sleeps_throughout_is_there,
+    a_thread_that_sleeps_throughout_is_there_by_early_stacks,
+    a_sleep_from_before_the_start_counts_from_there,
+    a_sleep_that_has_not_ended_has_its_stack,
+    kernel_and_user_threads_are_told_apart,
+    bad_requests_are_one_line,
+}
+
+/// Run the sleeper: 50 sleeps of 20 ms, 50 of 300 us; the ns that each kind took, and what the tool made of it.
+fn sleep_under(args: &str) -> Outcome<(u64, u64, Vec<Value>, Finished)> {
+    let tool = Tool::new("offcputime").args(&format!("--json {args}")).start()?;
+    let mut program = Guard::workload("sleeper", &["50", "20000", "300"])?;
+    let mut line = String::new();
+    BufReader::new(program.0.stdout.as_mut().ok_or("no pipe")?).read_line(&mut line)?;
+    let mut truth = line.split_whitespace().map(str::parse::<u64>);
+    let (long, short) = (truth.next().ok_or("no time")??, truth.next().ok_or("no time")??);
+    let finished = tool.stop()?;
+    let mut stacks = stacks(&finished)?;
+    stacks.retain(|stack| stack["pid"] == program.pid());
+    Ok((long, short, stacks, finished))
+}
+
+fn sum(stacks: &[Value], key: &str, wanted: impl Fn(&Value) -> bool) -> u64 {
+    stacks.iter().filter(|stack| wanted(stack)).filter_map(|stack| stack[key].as_u64()).sum()
+}
+
+fn is_in(function: &'static str) -> impl Fn(&Value) -> bool {
+    move |stack| functions(stack, "user").contains(&function) && stack["still_blocked"] == false
+}
+
+fn near(measured: u64, truth: u64, what: &str) -> Outcome {
+    check!(measured.abs_diff(truth) * 50 <= truth, "{what}: {measured} ns measured of {truth}");
+    Ok(())
+}
+
+fn check_sleeps(args: &str) -> Outcome {
+    let (long, _, stacks, finished) = sleep_under(args)?;
+    near(sum(&stacks, "total_ns", is_in("long_nap")), long, "long sleeps")?;
+    let slept = |stack: &Value| is_in("long_nap")(stack) && stack["involuntary"] == false;
+    check_eq!(sum(&stacks, "count", slept), 50);
+    check_eq!(sum(&stacks, "count", |s| is_in("short_nap")(s) && s["involuntary"] == false), 50);
+    for stack in stacks.iter().filter(|stack| slept(stack)) {
+        let chain = functions(stack, "user");
+        check!(chain.windows(2).any(|pair| pair == ["long_nap", "main"]), "{chain:?}");
+        let kernel = functions(stack, "kernel");
+        check!(kernel.iter().any(|name| name.contains("nanosleep")), "{kernel:?}");
+        check!(kernel.first().is_some_and(|name| name.contains("schedule")), "{kernel:?}");
+    }
+    for kind in ["events", "stacks", "keys", "states", "clock"] {
+        check_eq!(finished.lost(kind)?, 0, "{kind}");
+    }
+    Ok(())
+}
+
+fn sleeps_have_their_time_and_place() -> Outcome {
+    check_sleeps("")
+}
+
+fn sleeps_by_raw_tracepoint() -> Outcome {
+    check_sleeps("--hook raw_tp")
+}
+
+fn sleeps_with_early_stacks() -> Outcome {
+    check_sleeps("--early-stacks")
+}
+
+fn limits_are_in_microseconds() -> Outcome {
+    let counts = |args: &str| -> Outcome<(u64, u64)> {
+        let (_, _, stacks, _) = sleep_under(args)?;
+        Ok((sum(&stacks, "count", is_in("long_nap")), sum(&stacks, "count", is_in("short_nap"))))
+    };
+    let (long, short) = counts("-m 15000")?;
+    check_eq!(long, 50);
+    check!(short <= 2, "{short} of the short sleeps took 15 ms");
+    let (long, short) = counts("-M 15000")?;
+    check!(short >= 48 && long <= 2, "{long} long and {short} short ones below 15 ms");
+    check_eq!(counts("-m 18446744073709551615")?, (0, 0));
+    Ok(())
+}
+
+fn states_are_a_mask() -> Outcome {
+    let sleeps = |mask: &str| -> Outcome<u64> {
+        let (_, _, stacks, _) = sleep_under(&format!("--state {mask}"))?;
+        Ok(sum(&stacks, "count", is_in("long_nap")))
+    };
+    check_eq!(sleeps("1")?, 50);
+    check_eq!(sleeps("3")?, 50, "a mask is not compared for equality");
+    check_eq!(sleeps("0x2")?, 0);
+    Ok(())
+}
+
+fn a_preempted_thread_is_told_from_a_sleeping_one() -> Outcome {
+    let crowd: Vec<Guard> = (0..2).map(|_| Guard::workload("spin", &["0", "60"])).collect::<Outcome<_>>()?;
+    let pid = crowd[0].pid();
+    let stacks = stacks(&Tool::new("offcputime").args(&format!("--json -p {pid} 2")).start()?.wait()?)?;
+    let preempted = sum(&stacks, "total_ns", |stack| stack["involuntary"] == true);
+    let slept = sum(&stacks, "total_ns", |stack| stack["involuntary"] == false);
+    check!(preempted > 500_000_000, "preempted for {preempted} ns only");
+    check!(slept * 10 < preempted, "asleep for {slept} ns, preempted for {preempted}");
+    Ok(())
+}
+
+/// A program that waits for its input from now on.
+fn waiting() -> Outcome<Guard> {
+    let mut program = Guard::workload("sleeper", &["0"])?;
+    BufReader::new(program.0.stdout.as_mut().ok_or("no pipe")?).read_line(&mut String::new())?;
+    std::thread::sleep(Duration::from_millis(100));
+    Ok(program)
+}
+
+fn throughout(args: &str) -> Outcome {
+    let program = waiting()?;
+    let finished = Tool::new("offcputime").args(&format!("--json {args} 1.5")).start()?.wait()?;
+    let mut stacks = stacks(&finished)?;
+    stacks.retain(|stack| stack["pid"] == program.pid());
+    check_eq!(stacks.len(), 1);
+    near(sum(&stacks, "total_ns", |_| true), 1_500_000_000, "the whole run")?;
+    check!(stacks[0]["still_blocked"] == true && stacks[0]["blocked_at_start"] == true, "{}", stacks[0]);
+    check!(functions(&stacks[0], "kernel").iter().any(|name| name.contains("read")), "{}", stacks[0]);
+    check_eq!(functions(&stacks[0], "user"), ["read"]);
+    Ok(())
+}
+
+fn a_thread_that_sleeps_throughout_is_there() -> Outcome {
+    throughout("")
+}
+
+fn a_thread_that_sleeps_throughout_is_there_by_early_stacks() -> Outcome {
+    throughout("--early-stacks")
+}
+
+fn a_sleep_from_before_the_start_counts_from_there() -> Outcome {
+    let mut program = waiting()?;
+    let tool = Tool::new("offcputime").args(&format!("--json -p {}", program.pid())).start()?;
+    let begin = Instant::now();
+    std::thread::sleep(Duration::from_secs(1));
+    drop(program.0.stdin.take());
+    program.0.wait()?;
+    let took = begin.elapsed().as_nanos() as u64;
+    let stacks = stacks(&tool.stop()?)?;
+    let at_start = |stack: &Value| stack["blocked_at_start"] == true && stack["still_blocked"] == false;
+    near(sum(&stacks, "total_ns", at_start), took, "since the start")?;
+    let place = stacks.iter().find(|stack| at_start(stack)).map(|stack| functions(stack, "user"));
+    check!(place.as_ref().is_some_and(|place| place.contains(&"wait_for_input")), "{place:?}");
+    Ok(())
+}
+
+fn a_sleep_that_has_not_ended_has_its_stack() -> Outcome {
+    for (args, place) in [("", "read"), ("--early-stacks", "wait_for_input")] {
+        let tool = Tool::new("offcputime").args(&format!("--json {args}")).start()?;
+        let program = waiting()?;
+        let begin = Instant::now();
+        std::thread::sleep(Duration::from_secs(2));
+        let finished = tool.stop()?;
+        let took = begin.elapsed().as_nanos() as u64 + 100_000_000;
+        let mut stacks = stacks(&finished)?;
+        stacks.retain(|stack| stack["pid"] == program.pid() && stack["still_blocked"] == true);
+        check_eq!(stacks.len(), 1);
+        near(sum(&stacks, "total_ns", |_| true), took, "until the end")?;
+        check_eq!(stacks[0]["blocked_at_start"], false);
+        check!(functions(&stacks[0], "user").contains(&place), "{}", stacks[0]);
+    }
+    Ok(())
+}
+
+fn kernel_and_user_threads_are_told_apart() -> Outcome {
+    let program = waiting()?;
+    let run = |args: &str| -> Outcome<Vec<Value>> {
+        stacks(&Tool::new("offcputime").args(&format!("--json {args} 1")).start()?.wait()?)
+    };
+    let kernel = run("-k")?;
+    check!(!kernel.is_empty(), "no kernel threads");
+    check!(kernel.iter().all(|stack| functions(stack, "user").is_empty()), "{kernel:?}");
+    check!(!kernel.iter().any(|stack| stack["pid"] == program.pid()), "-k shows a user thread");
+    let user = run("-u")?;
+    check!(user.iter().any(|stack| stack["pid"] == program.pid()), "-u does not show a user thread");
+    check!(!user.iter().any(|stack| stack["pid"] == 2), "-u shows kthreadd");
+    check!(!kernel.iter().chain(&user).any(|stack| stack["tid"] == 0), "the idle task is not blocked");
+    Ok(())
+}
+
+fn bad_requests_are_one_line() -> Outcome {
+    for (args, status, word) in [
+        ("-p 4194304", 1, "4194304"),
+        ("-m 10 -M 5", 2, "--max-block-time"),
+        ("-m -1", 2, "-1"),
+        ("--state x", 2, "state"),
+        ("-u -k", 2, "-k"),
+        ("0", 2, "0"),
+    ] {
+        let finished = Tool::new("offcputime").args(args).run()?;
+        check_eq!(finished.status.code(), Some(status), "{args}: {}", finished.stderr);
+        check_eq!(finished.stderr.lines().count(), 1, "{args}: {}", finished.stderr);
+        check!(finished.stderr.contains(word), "{args}: {}", finished.stderr);
+    }
+    Ok(())
+}

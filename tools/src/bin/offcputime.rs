@@ -1,0 +1,3 @@
+//! The `offcputime` binary.
+
+tools::main!(offcputime);

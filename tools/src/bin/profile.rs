@@ -1,0 +1,3 @@
+//! The `profile` binary.
+
+tools::main!(profile);

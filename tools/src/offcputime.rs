@@ -1,0 +1,491 @@
+//! offcputime: what threads wait for, and how long.
+
+use std::collections::HashMap;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bpf::offcputime::types::{offcputime_key, offcputime_left, offcputime_value};
+use bpf::offcputime::{OffcputimeSkel, OffcputimeSkelBuilder};
+use clap::Parser;
+use common::cli::{self, Format, Output, Tool};
+use common::load::{Hook, Loader, hook};
+use common::out::{Cell, Column, Out, Rows};
+use common::proc::{self, Thread};
+use common::session::{Report, Run, decode};
+use common::stack::{self, Frame, Stack, StackArgs, Stacked, Stacks, Style};
+use common::symbol::Symbol;
+use common::table;
+use common::target::Target;
+use common::text::Text;
+use common::time;
+use libbpf_rs::{MapCore, MapFlags};
+use serde_json::{Value, json};
+
+/// Show how long threads are off the CPU, and with which stack they went: blocked, sleeping, or preempted
+#[derive(Parser)]
+#[command(name = "offcputime", version)]
+pub struct Args {
+    /// Seconds to trace; without it, until Ctrl-C
+    #[arg(value_parser = cli::seconds, allow_negative_numbers = true)]
+    duration: Option<Duration>,
+    /// Only these processes
+    #[arg(short, long, value_delimiter = ',', value_parser = cli::pid, allow_negative_numbers = true)]
+    pid: Vec<u32>,
+    /// Only these threads
+    #[arg(short, long, value_delimiter = ',', value_parser = cli::pid, allow_negative_numbers = true)]
+    tid: Vec<u32>,
+    /// Only threads of user programs
+    #[arg(short, long, conflicts_with = "kernel_threads_only")]
+    user_threads_only: bool,
+    /// Only threads of the kernel
+    #[arg(short, long)]
+    kernel_threads_only: bool,
+    /// Only user stacks
+    #[arg(short = 'U', long, conflicts_with = "kernel_stacks_only")]
+    user_stacks_only: bool,
+    /// Only kernel stacks
+    #[arg(short = 'K', long)]
+    kernel_stacks_only: bool,
+    /// Separate kernel from user frames
+    #[arg(short, long)]
+    delimited: bool,
+    /// One line a stack, for flame graphs
+    #[arg(short, long)]
+    folded: bool,
+    /// Show the offset of each frame in its function
+    #[arg(short = 's', long)]
+    offset: bool,
+    /// Only times of at least this many microseconds
+    #[arg(short, long, value_name = "US", default_value_t = 1, allow_negative_numbers = true)]
+    min_block_time: u64,
+    /// Only times of at most this many microseconds
+    #[arg(short = 'M', long, value_name = "US", allow_negative_numbers = true)]
+    max_block_time: Option<u64>,
+    /// Only threads that left in one of the states of this mask: 1 interruptible sleep, 2 uninterruptible; 0 for
+    /// threads that could have gone on
+    #[arg(long, value_name = "MASK", value_parser = state_mask, allow_negative_numbers = true)]
+    state: Option<u32>,
+    /// Walk stacks as threads leave the CPU: costs more, and shows the user stacks of those still blocked at the end
+    #[arg(long)]
+    early_stacks: bool,
+    #[command(flatten)]
+    stack: StackArgs,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    tool: Tool,
+}
+
+const COLUMNS: &[Column] = &[
+    Column::right("pid", "PID", 7, "process"),
+    Column::right("tid", "TID", 7, "thread"),
+    Column::left("comm", "COMM", 16, "name of the thread"),
+    Column::right("count", "COUNT", 8, "times that it left the CPU"),
+    Column::right("total_ns", "TOTAL(ns)", 12, "time until it was back, in all"),
+    Column::right("max_ns", "MAX(ns)", 12, "the longest of these times"),
+    Column::left("marks", "MARKS", 0, "preempted, blocked at start, still blocked"),
+    Column::left("stack", "STACK", 0, "frames, outermost first"),
+];
+
+/// A decimal or 0x-prefixed mask of task states.
+fn state_mask(text: &str) -> Result<u32, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| format!("must be a mask of task states from 0 to {:#x}", u32::MAX))
+}
+
+/// The states that /proc/PID/stat tells by letter, as `include/linux/sched.h` has them.
+fn state_of_letter(letter: &str) -> u32 {
+    match letter {
+        "S" => 0x1,
+        "D" => 0x2,
+        "T" => 0x4,
+        "t" => 0x8,
+        "I" => 0x402,
+        "P" => 0x40,
+        _ => 0,
+    }
+}
+
+/// What is special about a time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Marks {
+    /// The thread could have gone on.
+    involuntary: bool,
+    /// It was away when tracing began; the time counts from there.
+    at_start: bool,
+    /// It is away still.
+    at_end: bool,
+}
+
+impl Marks {
+    fn names(self) -> impl Iterator<Item = &'static str> {
+        let all = [
+            (self.involuntary, "[preempted]"),
+            (self.at_start, "[blocked at start]"),
+            (self.at_end, "[still blocked]"),
+        ];
+        all.into_iter().filter(|(holds, _)| *holds).map(|(_, name)| name)
+    }
+}
+
+/// A thread's times with one pair of stacks.
+struct Time {
+    pid: u32,
+    tid: u32,
+    comm: Text<'static>,
+    marks: Marks,
+    user: u64,
+    kernel: u64,
+    /// The kernel stack where it has no id, because the kernel told it by name.
+    kernel_frames: Option<Vec<Frame>>,
+    count: u64,
+    total_ns: u64,
+    max_ns: u64,
+}
+
+struct View<'a> {
+    out: Out,
+    skel: &'a OffcputimeSkel<'a>,
+    args: &'a Args,
+    stacks: Stacks,
+    begin_ns: u64,
+    /// Whether threads keep their state where it is asked for by thread.
+    in_storage: bool,
+    /// Whether stacks were walked as threads left.
+    walked_early: bool,
+}
+
+impl Report for View<'_> {
+    fn out(&mut self) -> &mut Out {
+        &mut self.out
+    }
+
+    fn started(&mut self) -> Result<()> {
+        if !self.args.folded {
+            self.out.remark(banner(self.args));
+        }
+        self.begin_ns = time::monotonic_ns();
+        let begin = &self.skel.maps.offcputime_begin;
+        begin.update(&0_u32.to_ne_bytes(), &self.begin_ns.to_ne_bytes(), MapFlags::ANY)?;
+        Ok(())
+    }
+
+    fn event(&mut self, record: &[u8]) -> Result<()> {
+        self.stacks.event(record);
+        Ok(())
+    }
+
+    fn interval(&mut self) -> Result<()> {
+        let mut times = self.still_blocked()?;
+        times.extend(self.ended()?);
+        times.sort_by_key(|time| std::cmp::Reverse(time.total_ns));
+        self.stacks.resolve(times.iter().flat_map(|time| [time.user, time.kernel]));
+        match self.out.format() {
+            Format::Json => self.json(&times),
+            Format::Csv => self.csv(&times)?,
+            Format::Text => self.text(&times),
+        }
+        Ok(())
+    }
+}
+
+impl View<'_> {
+    /// The times that ended while we traced.
+    fn ended(&self) -> Result<Vec<Time>> {
+        let times = table::read::<offcputime_key, offcputime_value>(&self.skel.maps.offcputime_times)?;
+        let time = |(key, value): (offcputime_key, offcputime_value)| Time {
+            pid: key.pid,
+            tid: key.tid,
+            comm: Text::from_c(&key.comm),
+            marks: Marks { involuntary: key.involuntary != 0, at_start: key.at_start != 0, at_end: false },
+            user: key.user,
+            kernel: key.kernel,
+            kernel_frames: None,
+            count: value.count,
+            total_ns: value.total_ns,
+            max_ns: value.max_ns,
+        };
+        Ok(times.into_iter().map(time).collect())
+    }
+
+    /// The times that have not ended, of threads that are away now.
+    fn still_blocked(&mut self) -> Result<Vec<Time>> {
+        let now_ns = time::monotonic_ns();
+        let hashed: HashMap<u32, offcputime_left> = if self.in_storage {
+            HashMap::new()
+        } else {
+            table::read(&self.skel.maps.offcputime_left_hash)?.into_iter().collect()
+        };
+        let mut times = Vec::new();
+        for thread in proc::threads(&self.args.pid) {
+            if !self.args.tid.is_empty() && !self.args.tid.contains(&thread.tid) {
+                continue;
+            }
+            let left = if self.in_storage { self.stored(thread) } else { hashed.get(&thread.tid).copied() };
+            if left.is_some_and(|left| left.since_ns == 0) {
+                continue;
+            }
+            times.extend(self.blocked(thread, left, now_ns));
+        }
+        Ok(times)
+    }
+
+    /// The state that a thread carries.
+    fn stored(&self, thread: Thread) -> Option<offcputime_left> {
+        // PIDFD_THREAD (6.9) is O_EXCL; what sched_exit_tp takes us to has it.
+        let flags = if thread.pid == thread.tid { 0 } else { libc::O_EXCL };
+        // SAFETY: a plain system call; the descriptor it returns is owned from here on.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, thread.tid, flags) };
+        // SAFETY: as above, and checked.
+        let pidfd = (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })?;
+        let map = &self.skel.maps.offcputime_left_storage;
+        let bytes = map.lookup(&pidfd.as_raw_fd().to_ne_bytes(), MapFlags::ANY).ok()??;
+        decode(&bytes).map(|(left, _)| left)
+    }
+
+    /// The time of a thread that is away since it left, or since tracing began where we did not see it leave.
+    fn blocked(&mut self, thread: Thread, left: Option<offcputime_left>, now_ns: u64) -> Option<Time> {
+        let args = self.args;
+        let (comm, stat) = thread.stat()?;
+        let letter = stat.first()?.as_str();
+        let is_kernel = stat.get(6)?.parse::<u32>().ok()? & PF_KTHREAD != 0;
+        if args.user_threads_only && is_kernel || args.kernel_threads_only && !is_kernel {
+            return None;
+        }
+        let (since_ns, involuntary, at_start) = match left {
+            Some(left) => (left.since_ns, left.involuntary != 0, left.at_start != 0),
+            // A thread that runs has never left, and one that is dead will not come back.
+            None if matches!(letter, "R" | "Z" | "X") => return None,
+            None => (self.begin_ns, false, true),
+        };
+        if left.is_none() && args.state.is_some_and(|mask| mask == 0 || state_of_letter(letter) & mask == 0) {
+            return None;
+        }
+        let total_ns = now_ns.checked_sub(since_ns)?;
+        if total_ns < min_ns(args) || total_ns > max_ns(args) {
+            return None;
+        }
+        let mut time = Time {
+            pid: thread.pid,
+            tid: thread.tid,
+            comm,
+            marks: Marks { involuntary, at_start, at_end: true },
+            user: 0,
+            kernel: 0,
+            kernel_frames: None,
+            count: 1,
+            total_ns,
+            max_ns: total_ns,
+        };
+        match left {
+            Some(left) if self.walked_early => {
+                (time.user, time.kernel) = (left.user, left.kernel);
+            }
+            _ => {
+                let frame = |(name, offset): (String, u64)| Frame {
+                    address: 0,
+                    symbol: Some(Symbol { name: name.into(), offset }),
+                    module: None,
+                    kernel: true,
+                };
+                time.kernel_frames = Some(thread.kernel_stack().into_iter().map(frame).collect());
+                if let Some(address) = thread.user_address().filter(|_| !is_kernel) {
+                    time.user = self.stacks.add_user(thread.pid, address);
+                }
+            }
+        }
+        Some(time)
+    }
+
+    fn stacked(&self, time: &Time) -> Stacked {
+        let kernel = || match &time.kernel_frames {
+            Some(frames) => Stack { frames: frames.clone(), lost: false },
+            None => self.stacks.stack(time.kernel),
+        };
+        Stacked {
+            user: (!self.args.kernel_stacks_only).then(|| self.stacks.stack(time.user)),
+            kernel: (!self.args.user_stacks_only).then(kernel),
+        }
+    }
+
+    fn style(&self) -> Style {
+        Style { offsets: self.args.offset, ..Style::default() }
+    }
+
+    fn text(&mut self, times: &[Time]) {
+        let delimited = self.args.delimited;
+        if self.args.folded {
+            let entries = times.iter().map(|time| {
+                let frames = self.stacked(time).folded(self.style(), delimited);
+                let marks: String = time.marks.names().map(|mark| format!(";{mark}")).collect();
+                (stack::folded_name(&time.comm) + &frames + &marks, time.total_ns)
+            });
+            for (entry, total_ns) in stack::merge(entries) {
+                self.out.text(format!("{entry} {}\n", total_ns / 1000));
+            }
+            return;
+        }
+        let entries = times.iter().map(|time| {
+            let lines = self.stacked(time).lines(self.style(), delimited);
+            let marks: String = time.marks.names().map(|mark| format!(" {mark}")).collect();
+            (format!("{lines}    {:<16} {} ({}){marks}\n", "-", time.comm, time.tid), time.total_ns)
+        });
+        for (entry, total_ns) in stack::merge(entries) {
+            self.out.text(format!("{entry}        {}\n\n", total_ns / 1000));
+        }
+    }
+
+    fn csv(&mut self, times: &[Time]) -> Result<()> {
+        let mut rows = Rows::new(COLUMNS, |_| true);
+        rows.header(&mut self.out);
+        for time in times {
+            let frames = self.stacked(time).folded(self.style(), self.args.delimited);
+            let marks = time.marks.names().collect::<Vec<_>>().join(" ");
+            let cells = [
+                Cell::Uint(time.pid.into()),
+                Cell::Uint(time.tid.into()),
+                Cell::Text(time.comm.clone()),
+                Cell::Uint(time.count),
+                Cell::Uint(time.total_ns),
+                Cell::Uint(time.max_ns),
+                Cell::Str(&marks),
+                Cell::Str(frames.trim_start_matches(';')),
+            ];
+            rows.row(&mut self.out, &cells)?;
+        }
+        Ok(())
+    }
+
+    fn json(&mut self, times: &[Time]) {
+        let stack = |time: &Time| {
+            let stacked = self.stacked(time);
+            json!({
+                "pid": time.pid,
+                "tid": time.tid,
+                "comm": time.comm.to_string(),
+                "count": time.count,
+                "total_ns": time.total_ns,
+                "max_ns": time.max_ns,
+                "involuntary": time.marks.involuntary,
+                "blocked_at_start": time.marks.at_start,
+                "still_blocked": time.marks.at_end,
+                "user": stacked.user.map(|stack| stack.json()),
+                "kernel": stacked.kernel.map(|stack| stack.json()),
+            })
+        };
+        let stacks: Vec<Value> = times.iter().map(stack).collect();
+        self.out.json(&json!({ "time_unix_ns": time::unix_now_ns(), "stacks": stacks }));
+    }
+}
+
+/// include/linux/sched.h
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+fn min_ns(args: &Args) -> u64 {
+    args.min_block_time.saturating_mul(1000)
+}
+
+/// A time of so many microseconds and a part of one is within the limit, as it would be printed.
+fn max_ns(args: &Args) -> u64 {
+    args.max_block_time.map_or(u64::MAX, |us| us.saturating_mul(1000).saturating_add(999))
+}
+
+/// The line above the report: whose time, for how long.
+fn banner(args: &Args) -> String {
+    let list = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    let whom = match (&args.pid[..], &args.tid[..]) {
+        ([], []) if args.user_threads_only => "user threads".into(),
+        ([], []) if args.kernel_threads_only => "kernel threads".into(),
+        ([], []) => "all threads".into(),
+        (pids, []) => format!("PID [{}]", list(pids)),
+        (_, tids) => format!("TID [{}]", list(tids)),
+    };
+    let which = match (args.user_stacks_only, args.kernel_stacks_only) {
+        (true, _) => "user",
+        (_, true) => "kernel",
+        _ => "user + kernel",
+    };
+    let until = match args.duration {
+        Some(duration) => format!(" for {} secs.", duration.as_secs_f64()),
+        None => "... Hit Ctrl-C to end.".into(),
+    };
+    format!("Tracing off-CPU time (us) of {whom} by {which} stack{until}")
+}
+
+/// Stacks walked only for the times that pass the filter; stacks walked as threads leave.
+const LATE: &[Hook] = &[hook("offcputime_leave"), hook("offcputime_return")];
+const EARLY: &[Hook] = &[hook("offcputime_switch")];
+
+/// Run the tool.
+///
+/// # Errors
+/// As [`common::fault`] classifies them.
+pub fn run(args: Args) -> Result<()> {
+    if args.max_block_time.is_some_and(|max| max < args.min_block_time) {
+        return Err(common::fault::usage("--max-block-time is less than --min-block-time: no time is between them"));
+    }
+    let target = Target { pids: args.pid.clone(), tids: args.tid.clone(), ..Target::default() };
+    let mut loader = Loader::new(&args.tool)?;
+    let mut object = MaybeUninit::uninit();
+    let mut open = loader.open(OffcputimeSkelBuilder::default(), &mut object)?;
+    let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
+    knobs.want_user = !args.kernel_stacks_only;
+    knobs.want_kernel = !args.user_stacks_only;
+    knobs.user_threads_only = args.user_threads_only;
+    knobs.kernel_threads_only = args.kernel_threads_only;
+    knobs.min_ns = min_ns(&args);
+    knobs.max_ns = max_ns(&args);
+    knobs.filter_state = args.state.is_some();
+    knobs.state_mask = args.state.unwrap_or(0);
+    knobs.prev_state_given = loader.tracepoint_arguments("sched_switch") >= Some(4);
+    args.stack.configure(&mut open)?;
+    let hooks = if args.early_stacks { EARLY } else { loader.first_accepted(&open, &[LATE, EARLY])? };
+    let walked_early = hooks.len() == EARLY.len();
+    if walked_early {
+        // So that those of threads that are away at the end can be read on every kernel.
+        loader.without_task_storage();
+    }
+    let loaded = loader.load(open, hooks, &target)?;
+    let in_storage = loader.has_task_storage() && loaded.uses("offcputime_return__tp_btf");
+
+    let mut view = View {
+        out: Out::new(args.output.format()),
+        skel: &loaded.skel,
+        args: &args,
+        stacks: Stacks::traced(),
+        begin_ns: 0,
+        in_storage,
+        walked_early,
+    };
+    loaded.run(&Run { duration: args.duration, report: true, ..Run::default() }, &mut view)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(line: &str) -> Args {
+        Args::try_parse_from(line.split(' ')).unwrap()
+    }
+
+    #[test]
+    fn limits_are_microseconds_and_do_not_overflow() {
+        assert_eq!((min_ns(&args("x")), max_ns(&args("x"))), (1000, u64::MAX));
+        let limited = args("x -m 18446744073709551615 -M 1000");
+        assert_eq!((min_ns(&limited), max_ns(&limited)), (u64::MAX, 1_000_999));
+    }
+
+    #[test]
+    fn states_are_masks() {
+        assert_eq!(state_mask("3"), Ok(3));
+        assert_eq!(state_mask("0x402"), Ok(0x402));
+        assert!(state_mask("-1").is_err());
+        let marks = Marks { involuntary: true, at_end: true, ..Marks::default() };
+        assert_eq!(marks.names().collect::<Vec<_>>(), ["[preempted]", "[still blocked]"]);
+    }
+}
