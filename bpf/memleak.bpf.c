@@ -87,7 +87,7 @@ const volatile bool await_exec = false;
 /* Stop the process whenever it maps files, until user space has looked at them and lets it go on. */
 const volatile bool stop_on_map = false;
 const volatile u64 page_size = 4096;
-/* Arguments of tracepoints: where the kernel passes them (see common::kernel; 6.1 and others moved them). */
+/* Where tracepoints have what is read, as an index of their arguments; user space knows. */
 const volatile u32 kmalloc_size_arg = 3;
 /* 0: the cache itself is argument 2 (6.1). */
 const volatile u32 kmem_cache_size_arg = 0;
@@ -127,11 +127,6 @@ struct memleak_frame {
 	u16 holds;
 };
 TASK_STATE(memleak_frames, struct memleak_frame);
-
-static __always_inline struct task_struct *current_task(void)
-{
-	return use_task_storage ? bpf_get_current_task_btf() : (void *)bpf_get_current_task();
-}
 
 static __always_inline void add_total(struct memleak_alloc *alloc, s64 sign)
 {

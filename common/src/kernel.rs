@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use libbpf_rs::MapType;
-use libbpf_rs::btf::BtfType;
-use libbpf_rs::btf::types::{FuncProto, Ptr, Typedef};
 
 use crate::fault::unsupported;
 use crate::proc::status_field;
@@ -145,22 +143,6 @@ impl Iterator for Types<'_> {
         let (kind, refers) = (Kind { name: word(0)?, info: word(4)? }, word(8)?);
         self.0 = self.0.get(12 + kind.extra()..)?;
         Some((kind, refers))
-    }
-
-    /// The arguments of a tracepoint, each as whether it is a pointer; `None` where the kernel has no such tracepoint.
-    pub fn tracepoint_args(&self, name: &str) -> Option<Vec<bool>> {
-        let types = match &self.custom {
-            Some(path) => libbpf_rs::btf::Btf::from_path(path),
-            None => libbpf_rs::btf::Btf::from_vmlinux(),
-        }
-        .ok()?;
-        let pointer = types.type_by_name::<Typedef<'_>>(&format!("btf_trace_{name}"))?.next_type()?;
-        let proto = FuncProto::try_from(Ptr::try_from(pointer).ok()?.next_type()?).ok()?;
-        // The first is the tracepoint's own.
-        let is_pointer = |id| {
-            types.type_by_id::<BtfType<'_>>(id).is_some_and(|ty| Ptr::try_from(ty.skip_mods_and_typedefs()).is_ok())
-        };
-        Some(proto.iter().skip(1).map(|param| is_pointer(param.ty)).collect())
     }
 }
 

@@ -537,23 +537,22 @@ fn process(args: &Args) -> Result<Option<Process>> {
     Ok(Some(Process { pid, pidfd: proc::pidfd(pid)?, child, scanner }))
 }
 
-/// Set where this kernel's tracepoints pass what is read.
+/// Set where this kernel's tracepoints have what is read. The cache was an argument from 5.19 (b347aa7b5747) until 6.1
+/// (2c1d697fb8ba, 11e9734bcb6a), which took away the tracepoints of allocations on a node; per-CPU allocation got three
+/// arguments more in 5.18 (f67bed134a05).
 fn configure_tracepoints(loader: &Loader, knobs: &mut bpf::memleak::types::rodata) {
-    let types = loader.kernel_types();
-    let is_pointer = |args: &[bool], index: usize| args.get(index) == Some(&true);
-    if let Some(args) = types.tracepoint_args("kmalloc") {
-        knobs.kmalloc_size_arg = if is_pointer(&args, 2) { 4 } else { 3 };
-    }
-    if let Some(args) = types.tracepoint_args("kmem_cache_alloc") {
-        knobs.kmem_cache_size_arg = match (is_pointer(&args, 2), args.len()) {
-            (false, _) => 3,
-            (true, 0..=5) => 0,
-            (true, _) => 4,
-        };
-    }
-    if let Some(args) = types.tracepoint_args("percpu_alloc_percpu") {
-        (knobs.percpu_size_arg, knobs.percpu_pointer_arg) = if args.len() >= 10 { (3, 7) } else { (2, 6) };
-    }
+    let arguments = |name| loader.kernel_types().arguments(name);
+    knobs.kmalloc_size_arg = match (arguments("kmalloc_node"), arguments("kmalloc")) {
+        (Some(_), Some(6..)) => 4,
+        _ => 3,
+    };
+    knobs.kmem_cache_size_arg = match (arguments("kmem_cache_alloc_node"), arguments("kmem_cache_alloc")) {
+        (None, _) => 0,
+        (_, Some(6..)) => 4,
+        _ => 3,
+    };
+    let has_call_site = arguments("percpu_alloc_percpu").is_some_and(|count| count >= 10);
+    (knobs.percpu_size_arg, knobs.percpu_pointer_arg) = if has_call_site { (3, 7) } else { (2, 6) };
 }
 
 /// Run the tool.
