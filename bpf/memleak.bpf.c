@@ -31,6 +31,7 @@ enum memleak_call {
 	MEMLEAK_REMAP,	 /* (old, old size, size) gives -1 on failure */
 	MEMLEAK_FREE,	 /* (pointer) */
 	MEMLEAK_UNMAP,	 /* (start, size) */
+	MEMLEAK_LOADER,	 /* what the dynamic loader calls, for debuggers, when it has mapped files */
 };
 EXPORT_ENUM(memleak_call);
 
@@ -128,7 +129,8 @@ struct memleak_frame {
 };
 TASK_STATE(memleak_frames, struct memleak_frame);
 
-static __always_inline void add_total(struct memleak_alloc *alloc, s64 sign)
+/* Functions of their own, for the sake of the 512 bytes of stack that each has in a program that inlines all. */
+static __noinline void add_total(struct memleak_alloc *alloc, s64 sign)
 {
 	struct memleak_key key = { .stack_id = alloc->stack_id, .generation = alloc->generation };
 	struct memleak_total *total, zero = {};
@@ -146,7 +148,7 @@ static __always_inline void add_total(struct memleak_alloc *alloc, s64 sign)
 	atomic_add(&total->count, sign);
 }
 
-static __always_inline void send(void *ctx, enum memleak_op op, u64 address, u64 size, u64 stack_id, bool now)
+static __noinline void send(void *ctx, enum memleak_op op, u64 address, u64 size, u64 stack_id)
 {
 	struct memleak_event event = {
 		.time_ns = bpf_ktime_get_ns(),
@@ -157,7 +159,7 @@ static __always_inline void send(void *ctx, enum memleak_op op, u64 address, u64
 		.op = op,
 	};
 
-	stream_send_and(ctx, &event, sizeof(event), now);
+	stream_send_and(ctx, &event, sizeof(event), op == MEMLEAK_MAPPED);
 }
 
 /* Forget an address. True when it was known; `gone` then tells what is forgotten. */
@@ -208,7 +210,7 @@ static __always_inline void tell_mapped(void *ctx)
 {
 	if (stop_on_map)
 		bpf_send_signal(SIGSTOP);
-	send(ctx, MEMLEAK_MAPPED, 0, 0, 0, true);
+	send(ctx, MEMLEAK_MAPPED, 0, 0, 0);
 }
 
 static __always_inline void allocated(void *ctx, u64 address, u64 size)
@@ -218,7 +220,7 @@ static __always_inline void allocated(void *ctx, u64 address, u64 size)
 	alloc.stack_id = stack_id(ctx, user_mode);
 	alloc.time_ns = bpf_ktime_get_ns();
 	if (put(address, &alloc) && trace)
-		send(ctx, MEMLEAK_ALLOC, address, size, alloc.stack_id, false);
+		send(ctx, MEMLEAK_ALLOC, address, size, alloc.stack_id);
 	/* What a short-lived process has mapped must be read before it ends, or its stacks stay without names. */
 	if (stop_on_map && READ_ONCE(announced) != alloc.generation) {
 		WRITE_ONCE(announced, alloc.generation);
@@ -231,7 +233,7 @@ static __always_inline void freed(void *ctx, u64 address)
 	struct memleak_alloc gone;
 
 	if (take(address, &gone) && trace)
-		send(ctx, MEMLEAK_FREED, address, gone.size, gone.stack_id, false);
+		send(ctx, MEMLEAK_FREED, address, gone.size, gone.stack_id);
 }
 
 static __always_inline bool is_target(void)
@@ -324,7 +326,7 @@ static __always_inline int leave(struct pt_regs *ctx)
 		if (failed && frame->size)
 			put(frame->pointer, &frame->held);
 		else if (trace)
-			send(ctx, MEMLEAK_FREED, frame->pointer, frame->held.size, frame->held.stack_id, false);
+			send(ctx, MEMLEAK_FREED, frame->pointer, frame->held.size, frame->held.stack_id);
 	}
 	if (!failed && result && frame->wanted)
 		allocated(ctx, result, frame->size);
@@ -336,24 +338,28 @@ static __always_inline int release(struct pt_regs *ctx, u32 call)
 	u64 address = PT_REGS_PARM1(ctx), length = PT_REGS_PARM2(ctx);
 	struct memleak_alloc gone;
 
-	if (!address || !is_target())
-		return 0;
-	if (call != MEMLEAK_UNMAP) {
-		freed(ctx, address);
-		return 0;
-	}
-	/* As munmap rounds it. */
-	length = (length + page_size - 1) & -page_size;
-	if (!take(address, &gone))
+	if (!address || !is_target() || !take(address, &gone))
 		return 0;
 	if (trace)
-		send(ctx, MEMLEAK_FREED, address, gone.size, gone.stack_id, false);
-	/* The rest of a mapping whose beginning goes stays allocated. */
-	if (length < gone.size) {
+		send(ctx, MEMLEAK_FREED, address, gone.size, gone.stack_id);
+	/* As munmap rounds it. The rest of a mapping whose beginning goes stays allocated. */
+	length = (length + page_size - 1) & -page_size;
+	if (call == MEMLEAK_UNMAP && length < gone.size) {
 		gone.size -= length;
 		put(address + length, &gone);
 	}
 	return 0;
+}
+
+static __always_inline int enter_any(struct pt_regs *ctx, u32 call)
+{
+	if (call == MEMLEAK_FREE || call == MEMLEAK_UNMAP)
+		release(ctx, call);
+	else if (call != MEMLEAK_LOADER)
+		return enter(ctx, call);
+	else if (is_target())
+		tell_mapped(ctx);
+	return 1;
 }
 
 /* A session runs at entry and at return; only at entry is it where the probe is. */
@@ -362,13 +368,13 @@ int memleak_session(struct pt_regs *ctx)
 {
 	if (bpf_get_func_ip(ctx) != PT_REGS_IP(ctx))
 		return leave(ctx);
-	return enter(ctx, bpf_get_attach_cookie(ctx));
+	return enter_any(ctx, bpf_get_attach_cookie(ctx));
 }
 
 SEC("?uprobe.multi")
 int memleak_enter(struct pt_regs *ctx)
 {
-	enter(ctx, bpf_get_attach_cookie(ctx));
+	enter_any(ctx, bpf_get_attach_cookie(ctx));
 	return 0;
 }
 
@@ -378,44 +384,30 @@ int memleak_leave(struct pt_regs *ctx)
 	return leave(ctx);
 }
 
-SEC("?uprobe.multi")
-int memleak_release(struct pt_regs *ctx)
-{
-	return release(ctx, bpf_get_attach_cookie(ctx));
-}
-
 /* Where there are no probes in bulk there may be no cookies either (5.15): a program for each kind of call. */
-#define SINGLE(name, call, action)                                                                                     \
+#define SINGLE(name, call)                                                                                             \
 	SEC("?uprobe")                                                                                                 \
-	int memleak_##name(struct pt_regs *ctx)                                                                        \
+	int memleak_single_##name(struct pt_regs *ctx)                                                                 \
 	{                                                                                                              \
-		action(ctx, call);                                                                                     \
+		enter_any(ctx, call);                                                                                  \
 		return 0;                                                                                              \
 	}
-SINGLE(single_size, MEMLEAK_SIZE, enter)
-SINGLE(single_count, MEMLEAK_COUNT, enter)
-SINGLE(single_aligned, MEMLEAK_ALIGNED, enter)
-SINGLE(single_posix, MEMLEAK_POSIX, enter)
-SINGLE(single_resize, MEMLEAK_RESIZE, enter)
-SINGLE(single_recount, MEMLEAK_RECOUNT, enter)
-SINGLE(single_map, MEMLEAK_MAP, enter)
-SINGLE(single_remap, MEMLEAK_REMAP, enter)
-SINGLE(single_free, MEMLEAK_FREE, release)
-SINGLE(single_unmap, MEMLEAK_UNMAP, release)
+SINGLE(size, MEMLEAK_SIZE)
+SINGLE(count, MEMLEAK_COUNT)
+SINGLE(aligned, MEMLEAK_ALIGNED)
+SINGLE(posix, MEMLEAK_POSIX)
+SINGLE(resize, MEMLEAK_RESIZE)
+SINGLE(recount, MEMLEAK_RECOUNT)
+SINGLE(map, MEMLEAK_MAP)
+SINGLE(remap, MEMLEAK_REMAP)
+SINGLE(free, MEMLEAK_FREE)
+SINGLE(unmap, MEMLEAK_UNMAP)
+SINGLE(loader, MEMLEAK_LOADER)
 
 SEC("?uretprobe")
 int memleak_single_leave(struct pt_regs *ctx)
 {
 	return leave(ctx);
-}
-
-/* The dynamic loader calls its debugger hook when it has mapped files. */
-SEC("?uprobe")
-int memleak_mapped(struct pt_regs *ctx)
-{
-	if (is_target())
-		tell_mapped(ctx);
-	return 0;
 }
 
 TRACEPOINT_HOOK(memleak_exec, sched_process_exec, struct task_struct *task)

@@ -208,6 +208,9 @@ fn what_cannot_be_traced_is_named() -> Outcome {
     let failed = Tool::new("memleak").args(&format!("-p {} -O nothing.so", std::process::id())).run()?;
     check_eq!(failed.status.code(), Some(1));
     check!(failed.stderr.contains("nothing.so"), "{}", failed.stderr);
+    let failed = Tool::new("memleak").args("-c /nonexistent").run()?;
+    check_eq!(failed.status.code(), Some(1));
+    check!(failed.stderr.contains("/nonexistent"), "{}", failed.stderr);
     for usage in ["-s 0", "-T 0", "-O x", "-P -p 1", "-z 10 -Z 5", "-p 1 -c true", "-C -a"] {
         let failed = Tool::new("memleak").args(usage).run()?;
         check_eq!(failed.status.code(), Some(2), "{usage}: {}", failed.stderr);

@@ -14,6 +14,7 @@ use bpf::memleak::{MemleakSkel, MemleakSkelBuilder};
 use clap::{ArgGroup, Parser, ValueEnum};
 use common::child::Child;
 use common::cli::{self, Format, Interval, Output, Tool};
+use common::elf::Function;
 use common::fault::{unsupported, usage};
 use common::load::{Hook, Loader, hook, optional_hook};
 use common::out::{Cell, Column, Out, Rows};
@@ -28,7 +29,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use allocators::{Found, Role, Scanner};
+use allocators::{Found, Scanner};
 
 /// How long an allocation must have been outstanding to be reported, without -o.
 const OLDER_MS: u64 = 500;
@@ -126,9 +127,8 @@ const STACK_COLUMNS: &[Column] = &[
 ];
 
 /// By uprobes, the best first: one program for entry and return; one for each; a program for each kind of call.
-const SESSION: &[Hook] =
-    &[hook("memleak_session").needing(&["BPF_TRACE_UPROBE_SESSION"]), hook("memleak_release"), LOADER, EXEC];
-const MULTI: &[Hook] = &[hook("memleak_enter"), hook("memleak_leave"), hook("memleak_release"), LOADER, EXEC];
+const SESSION: &[Hook] = &[hook("memleak_session").needing(&["BPF_TRACE_UPROBE_SESSION"]), EXEC];
+const MULTI: &[Hook] = &[hook("memleak_enter"), hook("memleak_leave"), EXEC];
 const SINGLE: &[Hook] = &[
     hook("memleak_single_size"),
     hook("memleak_single_count"),
@@ -140,11 +140,10 @@ const SINGLE: &[Hook] = &[
     hook("memleak_single_remap"),
     hook("memleak_single_free"),
     hook("memleak_single_unmap"),
+    hook("memleak_single_loader"),
     hook("memleak_single_leave"),
-    LOADER,
     EXEC,
 ];
-const LOADER: Hook = hook("memleak_mapped");
 const EXEC: Hook = hook("memleak_exec");
 
 const KERNEL: &[Hook] = &[
@@ -214,9 +213,7 @@ impl Report for View<'_> {
         }
         self.look()?;
         if !self.found_any {
-            let what = self.args.obj.as_deref().map_or("any file it has mapped".into(), |obj| obj.display().to_string());
-            let pid = self.args.pid.unwrap_or_default();
-            bail!("process {pid} has no allocator in {what} (-O names a file, -S a prefix of function names)");
+            bail!("no allocator in process {}: {}", self.args.pid.unwrap_or_default(), nothing_found(self.args));
         }
         Ok(())
     }
@@ -266,7 +263,7 @@ impl View<'_> {
             if self.args.tool.verbose {
                 eprintln!("{}: {} functions", found.name.display(), found.functions.len());
             }
-            self.found_any |= found.functions.iter().any(|function| function.tag != Role::Loader);
+            self.found_any |= found.functions.iter().any(|function| function.tag != memleak_call::MEMLEAK_LOADER);
             let links = attach(self.skel, pid, &found);
             match links {
                 Ok(links) => self.links.extend(links),
@@ -416,84 +413,69 @@ impl View<'_> {
 
 /// Probe the functions of one file, for the process `pid`, by whichever programs were loaded.
 fn attach(skel: &MemleakSkel<'_>, pid: u32, found: &Found) -> Result<Vec<Link>> {
-    let mut links = Vec::new();
-    let is_free = |call| matches!(call, memleak_call::MEMLEAK_FREE | memleak_call::MEMLEAK_UNMAP);
-    let (mut calls, mut frees) = (Vec::new(), Vec::new());
-    for function in &found.functions {
-        match function.tag {
-            Role::Loader => links.push(attach_one(&skel.progs.memleak_mapped, false, pid, found, function.offset)?),
-            Role::Call(call) if is_free(call) => frees.push((function.offset, call)),
-            Role::Call(call) => calls.push((function.offset, call)),
-        }
-    }
     let progs = &skel.progs;
-    if progs.memleak_session.autoload() {
-        links.extend(attach_many(&progs.memleak_session, Kind::Session, pid, found, &calls)?);
-        links.extend(attach_many(&progs.memleak_release, Kind::Entry, pid, found, &frees)?);
-    } else if progs.memleak_enter.autoload() {
-        // The return first, so that none is entered and not left.
-        links.extend(attach_many(&progs.memleak_leave, Kind::Return, pid, found, &calls)?);
-        links.extend(attach_many(&progs.memleak_enter, Kind::Entry, pid, found, &calls)?);
-        links.extend(attach_many(&progs.memleak_release, Kind::Entry, pid, found, &frees)?);
-    } else {
-        for (offset, call) in calls.into_iter().chain(frees) {
-            if !is_free(call) {
-                links.push(attach_one(&progs.memleak_single_leave, true, pid, found, offset)?);
-            }
-            let program = match call {
-                memleak_call::MEMLEAK_SIZE => &progs.memleak_single_size,
-                memleak_call::MEMLEAK_COUNT => &progs.memleak_single_count,
-                memleak_call::MEMLEAK_ALIGNED => &progs.memleak_single_aligned,
-                memleak_call::MEMLEAK_POSIX => &progs.memleak_single_posix,
-                memleak_call::MEMLEAK_RESIZE => &progs.memleak_single_resize,
-                memleak_call::MEMLEAK_RECOUNT => &progs.memleak_single_recount,
-                memleak_call::MEMLEAK_MAP => &progs.memleak_single_map,
-                memleak_call::MEMLEAK_REMAP => &progs.memleak_single_remap,
-                memleak_call::MEMLEAK_UNMAP => &progs.memleak_single_unmap,
-                _ => &progs.memleak_single_free,
-            };
-            links.push(attach_one(program, false, pid, found, offset)?);
-        }
-    }
-    Ok(links)
-}
-
-fn refused(found: &Found, error: &libbpf_rs::Error) -> anyhow::Error {
-    unsupported(format!("the kernel refuses to probe {}: {error:#}", found.name.display()))
-}
-
-fn attach_one(program: &ProgramMut<'_>, returns: bool, pid: u32, found: &Found, offset: u64) -> Result<Link> {
-    program
-        .attach_uprobe(returns, pid as i32, &found.path, offset as usize)
-        .map_err(|error| refused(found, &error))
-}
-
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum Kind {
-    Entry,
-    Return,
-    Session,
-}
-
-fn attach_many(
-    program: &ProgramMut<'_>,
-    kind: Kind,
-    pid: u32,
-    found: &Found,
-    calls: &[(u64, memleak_call)],
-) -> Result<Option<Link>> {
-    if calls.is_empty() {
-        return Ok(None);
-    }
-    let options = UprobeMultiOpts {
-        offsets: calls.iter().map(|(offset, _)| *offset as usize).collect(),
-        cookies: calls.iter().map(|(_, call)| u64::from(call.0)).collect(),
-        retprobe: kind == Kind::Return,
-        session: kind == Kind::Session,
+    let all: Vec<&Function<memleak_call>> = found.functions.iter().collect();
+    let returning: Vec<&Function<memleak_call>> = all.iter().copied().filter(|function| returns(function)).collect();
+    let options = |functions: &[&Function<memleak_call>]| UprobeMultiOpts {
+        offsets: functions.iter().map(|function| function.offset as usize).collect(),
+        cookies: functions.iter().map(|function| function.tag.0.into()).collect(),
         ..UprobeMultiOpts::default()
     };
-    let link = program.attach_uprobe_multi_with_opts(pid as i32, &found.path, "", options);
-    link.map(Some).map_err(|error| refused(found, &error))
+    let many = |program: &ProgramMut<'_>, options: UprobeMultiOpts| {
+        program.attach_uprobe_multi_with_opts(pid as i32, &found.path, "", options)
+    };
+    let one = |program: &ProgramMut<'_>, returns: bool, function: &Function<memleak_call>| {
+        program.attach_uprobe(returns, pid as i32, &found.path, function.offset as usize)
+    };
+    let mut links = Vec::new();
+    // The return first, so that nothing is entered and never left.
+    if progs.memleak_session.autoload() {
+        links.push(many(&progs.memleak_session, UprobeMultiOpts { session: true, ..options(&all) }));
+    } else if progs.memleak_enter.autoload() {
+        if !returning.is_empty() {
+            links.push(many(&progs.memleak_leave, UprobeMultiOpts { retprobe: true, ..options(&returning) }));
+        }
+        links.push(many(&progs.memleak_enter, options(&all)));
+    } else {
+        links.extend(returning.iter().map(|function| one(&progs.memleak_single_leave, true, function)));
+        links.extend(all.iter().map(|function| one(single(skel, function.tag), false, function)));
+    }
+    let links: libbpf_rs::Result<Vec<Link>> = links.into_iter().collect();
+    links.map_err(|error| unsupported(format!("the kernel refuses to probe {}: {error:#}", found.name.display())))
+}
+
+/// Whether a function's return tells anything.
+fn returns(function: &Function<memleak_call>) -> bool {
+    !matches!(
+        function.tag,
+        memleak_call::MEMLEAK_FREE | memleak_call::MEMLEAK_UNMAP | memleak_call::MEMLEAK_LOADER
+    )
+}
+
+/// The program for one kind of call.
+fn single<'s, 'obj>(skel: &'s MemleakSkel<'obj>, call: memleak_call) -> &'s ProgramMut<'obj> {
+    let progs = &skel.progs;
+    match call {
+        memleak_call::MEMLEAK_SIZE => &progs.memleak_single_size,
+        memleak_call::MEMLEAK_COUNT => &progs.memleak_single_count,
+        memleak_call::MEMLEAK_ALIGNED => &progs.memleak_single_aligned,
+        memleak_call::MEMLEAK_POSIX => &progs.memleak_single_posix,
+        memleak_call::MEMLEAK_RESIZE => &progs.memleak_single_resize,
+        memleak_call::MEMLEAK_RECOUNT => &progs.memleak_single_recount,
+        memleak_call::MEMLEAK_MAP => &progs.memleak_single_map,
+        memleak_call::MEMLEAK_REMAP => &progs.memleak_single_remap,
+        memleak_call::MEMLEAK_UNMAP => &progs.memleak_single_unmap,
+        memleak_call::MEMLEAK_LOADER => &progs.memleak_single_loader,
+        _ => &progs.memleak_single_free,
+    }
+}
+
+/// What was looked for and not found.
+fn nothing_found(args: &Args) -> String {
+    match &args.obj {
+        Some(obj) => format!("it has mapped no {} that is one", obj.display()),
+        None => "no file that it has mapped has functions of that kind (-S gives a prefix of their names)".into(),
+    }
 }
 
 /// The words of a command line: separated by blanks, kept together by quotes and backslashes as in a shell.
@@ -619,8 +601,11 @@ pub fn run(args: Args) -> Result<()> {
     let mut run = Run::from(&args.interval);
     run.interval = run.interval.or(Some(std::time::Duration::from_secs(5)));
     loaded.run_with(&run, &mut view, until.as_ref().map(AsFd::as_fd), |_| Ok(Vec::new()))?;
+    if args.command.is_some() && view.generation() == 0 {
+        bail!("the command did not run");
+    }
     if view.process.is_some() && !view.found_any {
-        eprintln!("memleak: the command mapped no file with an allocator (-O names a file, -S a prefix)");
+        bail!("no allocator in the command: {}", nothing_found(&args));
     }
     Ok(())
 }

@@ -10,15 +10,6 @@ use anyhow::{Context, Result};
 use bpf::memleak::types::memleak_call;
 use common::elf::{self, Function};
 
-/// What a probed function is: an allocator function, or the one that the dynamic loader calls for debuggers.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Role {
-    /// Allocates or frees, with these arguments.
-    Call(memleak_call),
-    /// Is called when the loader has mapped files.
-    Loader,
-}
-
 /// Every allocator that keeps the C names, and what is put before them otherwise: jemalloc, mimalloc, tcmalloc, Rust's
 /// jemallocator.
 const PREFIXES: [&str; 5] = ["", "je_", "mi_", "tc_", "_rjem_"];
@@ -81,29 +72,29 @@ const ONLY_PREFIXED: [&str; 14] = [
 ];
 
 /// What a function of this name does.
-fn role(name: &str, prefix: Option<&str>) -> Option<Role> {
+fn call_of(name: &str, prefix: Option<&str>) -> Option<memleak_call> {
     if name == "_dl_debug_state" {
-        return Some(Role::Loader);
+        return Some(memleak_call::MEMLEAK_LOADER);
     }
     // operator new and new[]; operator delete and delete[], all with whatever further arguments.
     if name.starts_with("_Znwm") || name.starts_with("_Znam") {
-        return Some(Role::Call(memleak_call::MEMLEAK_SIZE));
+        return Some(memleak_call::MEMLEAK_SIZE);
     }
     if name.starts_with("_ZdlPv") || name.starts_with("_ZdaPv") {
-        return Some(Role::Call(memleak_call::MEMLEAK_FREE));
+        return Some(memleak_call::MEMLEAK_FREE);
     }
     let call = |bare: &str, prefixed: bool| {
         let (_, call) = CALLS.iter().find(|(known, _)| *known == bare)?;
-        (prefixed || !ONLY_PREFIXED.contains(&bare)).then_some(Role::Call(*call))
+        (prefixed || !ONLY_PREFIXED.contains(&bare)).then_some(*call)
     };
     PREFIXES.into_iter().chain(prefix).find_map(|prefix| call(name.strip_prefix(prefix)?, !prefix.is_empty()))
 }
 
 /// Whether a file with these functions is an allocator, or has one linked in. What has only C++'s operators (libstdc++)
 /// hands on to malloc, and is better left alone: a probe of their return would be in the way of std::bad_alloc.
-fn is_allocator(functions: &[Function<Role>]) -> bool {
+fn is_allocator(functions: &[Function<memleak_call>]) -> bool {
     let has = |wanted: &[memleak_call]| {
-        functions.iter().any(|function| matches!(function.tag, Role::Call(call) if wanted.contains(&call)))
+        functions.iter().any(|function| wanted.contains(&function.tag))
     };
     has(&[
         memleak_call::MEMLEAK_COUNT,
@@ -144,7 +135,7 @@ pub struct Found {
     /// What the process calls it.
     pub name: PathBuf,
     /// Its functions of interest.
-    pub functions: Vec<Function<Role>>,
+    pub functions: Vec<Function<memleak_call>>,
 }
 
 /// Looks through what a process has mapped, each file once.
@@ -179,11 +170,11 @@ impl Scanner {
             let by_root = Path::new(&format!("/proc/{}/root", self.pid)).join(name.strip_prefix("/").unwrap_or(name));
             let path = if by_map.metadata().is_ok() { by_map } else { by_root };
             // A file that is no ELF file is mapped for reasons of its own.
-            let Ok(mut functions) = elf::functions(&path, |symbol| role(symbol, self.prefix.as_deref())) else {
+            let Ok(mut functions) = elf::functions(&path, |symbol| call_of(symbol, self.prefix.as_deref())) else {
                 continue;
             };
             if !is_allocator(&functions) || !self.wants_object(&path, name) {
-                functions.retain(|function| function.tag == Role::Loader);
+                functions.retain(|function| function.tag == memleak_call::MEMLEAK_LOADER);
             }
             if !functions.is_empty() {
                 found.push(Found { path, name: name.to_owned(), functions });
@@ -207,16 +198,16 @@ mod tests {
 
     #[test]
     fn functions_go_by_their_names() {
-        let call = |call| Some(Role::Call(call));
-        assert_eq!(role("malloc", None), call(memleak_call::MEMLEAK_SIZE));
-        assert_eq!(role("je_realloc", None), call(memleak_call::MEMLEAK_RESIZE));
-        assert_eq!(role("_ZnwmSt11align_val_tRKSt9nothrow_t", None), call(memleak_call::MEMLEAK_SIZE));
-        assert_eq!(role("_ZdaPvm", None), call(memleak_call::MEMLEAK_FREE));
-        assert_eq!(role("tc_new", None), call(memleak_call::MEMLEAK_SIZE));
-        assert_eq!(role("new", None), None);
-        assert_eq!(role("my_calloc", None), None);
-        assert_eq!(role("my_calloc", Some("my_")), call(memleak_call::MEMLEAK_COUNT));
-        assert_eq!(role("_dl_debug_state", None), Some(Role::Loader));
+        let call = Some;
+        assert_eq!(call_of("malloc", None), call(memleak_call::MEMLEAK_SIZE));
+        assert_eq!(call_of("je_realloc", None), call(memleak_call::MEMLEAK_RESIZE));
+        assert_eq!(call_of("_ZnwmSt11align_val_tRKSt9nothrow_t", None), call(memleak_call::MEMLEAK_SIZE));
+        assert_eq!(call_of("_ZdaPvm", None), call(memleak_call::MEMLEAK_FREE));
+        assert_eq!(call_of("tc_new", None), call(memleak_call::MEMLEAK_SIZE));
+        assert_eq!(call_of("new", None), None);
+        assert_eq!(call_of("my_calloc", None), None);
+        assert_eq!(call_of("my_calloc", Some("my_")), call(memleak_call::MEMLEAK_COUNT));
+        assert_eq!(call_of("_dl_debug_state", None), Some(memleak_call::MEMLEAK_LOADER));
     }
 
     #[test]
