@@ -98,36 +98,34 @@ fn operand(code: &[u8]) -> Option<usize> {
     Some(1 + usize::from(sib.is_some()) + displacement)
 }
 
-/// For each of `ranges` (offsets in `code`, sorted by their beginning), whether a jump may go to within it.
+/// For each of `ranges` (offsets in `code`, sorted), whether a jump may go to within it: a near one from anywhere, a
+/// short one from the function that the range is in, which begins just before it.
 ///
 /// Every byte is taken for the beginning of a jump, so the answer can be wrongly yes but not wrongly no for direct
-/// jumps within `code`.
+/// jumps.
 pub fn jumps_into(code: &[u8], ranges: &[Range<usize>]) -> Vec<bool> {
     let mut hit = vec![false; ranges.len()];
-    let mut note = |target: i64| {
-        let Ok(target) = usize::try_from(target) else { return };
+    for (at, &byte) in code.iter().enumerate() {
+        let near = |from: usize| {
+            let displacement = code.get(from..from + 4)?.first_chunk().map(|bytes| i32::from_le_bytes(*bytes))?;
+            Some((from as i64 + 4 + i64::from(displacement), false))
+        };
+        let jump = match byte {
+            0x70..=0x7f | 0xe0..=0xe3 | 0xeb => {
+                code.get(at + 1).map(|&displacement| (at as i64 + 2 + i64::from(displacement as i8), true))
+            }
+            0xe9 => near(at + 1),
+            0x0f if matches!(code.get(at + 1), Some(0x80..=0x8f)) => near(at + 2),
+            _ => None,
+        };
+        let Some((target, short)) = jump else { continue };
+        let Ok(target) = usize::try_from(target) else { continue };
         let after = ranges.partition_point(|range| range.start <= target);
         if let Some(index) = after.checked_sub(1)
             && ranges[index].contains(&target)
+            && (!short || at + 1 >= ranges[index].start)
         {
             hit[index] = true;
-        }
-    };
-    for (at, &byte) in code.iter().enumerate() {
-        let long = |from: usize| {
-            let displacement = code.get(from..from + 4)?.first_chunk().map(|bytes| i32::from_le_bytes(*bytes))?;
-            Some(from as i64 + 4 + i64::from(displacement))
-        };
-        let target = match byte {
-            0x70..=0x7f | 0xe0..=0xe3 | 0xeb => {
-                code.get(at + 1).map(|&displacement| at as i64 + 2 + i64::from(displacement as i8))
-            }
-            0xe9 => long(at + 1),
-            0x0f if matches!(code.get(at + 1), Some(0x80..=0x8f)) => long(at + 2),
-            _ => None,
-        };
-        if let Some(target) = target {
-            note(target);
         }
     }
     hit
@@ -197,6 +195,8 @@ mod tests {
         // nop; test %rdi,%rdi; je +3; dec %rdi; jmp back to the je
         let code = [0x90, 0x48, 0x85, 0xff, 0x74, 0x05, 0x48, 0xff, 0xcf, 0xeb, 0xf9, 0xc3];
         assert_eq!(jumps_into(&code, &[1..3, 4..5]), [false, true]);
+        // What would be a short jump from before is of another function, if it is one at all.
+        assert_eq!(jumps_into(&[0x74, 0x02, 0x90, 0x48, 0x85, 0xff], &[4..5, 5..6]), [false, false]);
         let far = [0xe9, 0xff, 0, 0, 0, 0x0f, 0x84, 0xf6, 0xff, 0xff, 0xff];
         assert_eq!(jumps_into(&far, &[0..2, 9..12]), [true, false]);
     }
