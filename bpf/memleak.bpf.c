@@ -22,6 +22,7 @@
 /* What the arguments of a probed function mean. */
 enum memleak_call {
 	MEMLEAK_SIZE,	 /* (size) */
+	MEMLEAK_NEW,	 /* (size), throws an exception on failure */
 	MEMLEAK_COUNT,	 /* (count, size) */
 	MEMLEAK_ALIGNED, /* (alignment, size) */
 	MEMLEAK_POSIX,	 /* (where, alignment, size) gives an error number */
@@ -291,7 +292,7 @@ static __always_inline int enter(struct pt_regs *ctx, u32 call)
 	frame->sp = sp;
 	frame->call = call;
 	frame->pointer = a;
-	frame->size = call == MEMLEAK_SIZE			       ? a
+	frame->size = call == MEMLEAK_SIZE || call == MEMLEAK_NEW      ? a
 		      : call == MEMLEAK_COUNT			       ? multiply(a, b)
 		      : call == MEMLEAK_RECOUNT			       ? multiply(b, c)
 		      : call == MEMLEAK_POSIX || call == MEMLEAK_REMAP ? c

@@ -22,6 +22,8 @@ pub struct Function<T> {
     pub offset: u64,
     /// Where in the file it begins.
     pub start: u64,
+    /// It seems to call, or jump to, another of the functions found in this file.
+    pub forwards: bool,
 }
 
 /// The functions defined by the file at `path` for which `wanted` has a tag, one for each address; empty where it has
@@ -41,7 +43,7 @@ pub fn functions<T: Copy>(path: &Path, wanted: impl Fn(&str) -> Option<T>) -> Re
 }
 
 fn find<'data, T: Copy, O: Object<'data>>(file: &O, wanted: impl Fn(&str) -> Option<T>) -> Result<Vec<Function<T>>> {
-    let mut found: BTreeMap<u64, T> = BTreeMap::new();
+    let mut found: BTreeMap<u64, (T, u64)> = BTreeMap::new();
     for symbol in file.symbols().chain(file.dynamic_symbols()) {
         // Of an indirect function the symbol is that of its resolver.
         let is_function = matches!(symbol.flags(), SymbolFlags::Elf { st_info, .. } if st_info.st_type() == STT_FUNC);
@@ -51,19 +53,19 @@ fn find<'data, T: Copy, O: Object<'data>>(file: &O, wanted: impl Fn(&str) -> Opt
         // A symbol table may write the version behind the name.
         let name = symbol.name().unwrap_or_default().split('@').next().unwrap_or_default();
         if let Some(tag) = wanted(name) {
-            found.entry(symbol.address()).or_insert(tag);
+            found.entry(symbol.address()).or_insert((tag, symbol.size()));
         }
     }
     let mut functions = Vec::new();
     for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
         let range = section.address()..section.address() + section.size();
-        let inside: Vec<(u64, T)> = found.range(range.clone()).map(|(address, tag)| (*address, *tag)).collect();
+        let inside: Vec<_> = found.range(range.clone()).map(|(address, (tag, size))| (*address, *tag, *size)).collect();
         if inside.is_empty() {
             continue;
         }
         let Some(start) = file_offset(file, range.start) else { continue };
         let code = section.data().unwrap_or_default();
-        let begins: Vec<usize> = inside.iter().map(|(address, _)| (address - range.start) as usize).collect();
+        let begins: Vec<usize> = inside.iter().map(|(address, ..)| (address - range.start) as usize).collect();
         let moves: Vec<usize> =
             begins.iter().map(|&begin| prologue::probe_offset(code.get(begin..).unwrap_or_default())).collect();
         // A jump to the very beginning is the same as a call; one to any later place up to the probe is not.
@@ -73,10 +75,13 @@ fn find<'data, T: Copy, O: Object<'data>>(file: &O, wanted: impl Fn(&str) -> Opt
         } else {
             vec![false; moves.len()]
         };
-        for (index, (_, tag)) in inside.iter().enumerate() {
+        for (index, (_, tag, size)) in inside.iter().enumerate() {
             let by = if unsafe_to_move[index] { 0 } else { moves[index] };
             let begin = start + begins[index] as u64;
-            functions.push(Function { tag: *tag, offset: begin + by as u64, start: begin });
+            let body = begins[index]..begins[index].saturating_add(*size as usize).min(code.len());
+            let forwards = prologue::calls(code, body.clone())
+                .any(|target| !body.contains(&target) && found.contains_key(&(range.start + target as u64)));
+            functions.push(Function { tag: *tag, offset: begin + by as u64, start: begin, forwards });
         }
     }
     Ok(functions)

@@ -98,6 +98,14 @@ fn operand(code: &[u8]) -> Option<usize> {
     Some(1 + usize::from(sib.is_some()) + displacement)
 }
 
+/// Where the calls and jumps in `body` may go to, as offsets in `code`. Every byte is taken for the beginning of one.
+pub fn calls(code: &[u8], body: Range<usize>) -> impl Iterator<Item = usize> {
+    body.filter(|&at| matches!(code.get(at), Some(0xe8 | 0xe9))).filter_map(|at| {
+        let displacement = code.get(at + 1..)?.first_chunk().map(|bytes| i32::from_le_bytes(*bytes))?;
+        usize::try_from(at as i64 + 5 + i64::from(displacement)).ok()
+    })
+}
+
 /// For each of `ranges` (offsets in `code`, sorted), whether a jump may go to within it: a near one from anywhere, a
 /// short one from the function that the range is in, which begins just before it.
 ///
@@ -188,6 +196,13 @@ mod tests {
         ] {
             assert_eq!(harmless(code), Some(length), "{code:02x?}");
         }
+    }
+
+    #[test]
+    fn calls_are_seen() {
+        let code = [0x90, 0xe8, 0x02, 0, 0, 0, 0xc3, 0x90, 0xe9, 0xf3, 0xff, 0xff, 0xff];
+        assert_eq!(calls(&code, 0..code.len()).collect::<Vec<_>>(), [8, 0]);
+        assert_eq!(calls(&code, 2..7).count(), 0);
     }
 
     #[test]

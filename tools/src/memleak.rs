@@ -456,7 +456,7 @@ fn returns(function: &Function<memleak_call>) -> bool {
 fn single<'s, 'obj>(skel: &'s MemleakSkel<'obj>, call: memleak_call) -> &'s ProgramMut<'obj> {
     let progs = &skel.progs;
     match call {
-        memleak_call::MEMLEAK_SIZE => &progs.memleak_single_size,
+        memleak_call::MEMLEAK_SIZE | memleak_call::MEMLEAK_NEW => &progs.memleak_single_size,
         memleak_call::MEMLEAK_COUNT => &progs.memleak_single_count,
         memleak_call::MEMLEAK_ALIGNED => &progs.memleak_single_aligned,
         memleak_call::MEMLEAK_POSIX => &progs.memleak_single_posix,

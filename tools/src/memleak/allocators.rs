@@ -78,7 +78,8 @@ fn call_of(name: &str, prefix: Option<&str>) -> Option<memleak_call> {
     }
     // operator new and new[]; operator delete and delete[], all with whatever further arguments.
     if name.starts_with("_Znwm") || name.starts_with("_Znam") {
-        return Some(memleak_call::MEMLEAK_SIZE);
+        let call = if name.contains("nothrow") { memleak_call::MEMLEAK_SIZE } else { memleak_call::MEMLEAK_NEW };
+        return Some(call);
     }
     if name.starts_with("_ZdlPv") || name.starts_with("_ZdaPv") {
         return Some(memleak_call::MEMLEAK_FREE);
@@ -173,6 +174,9 @@ impl Scanner {
             let Ok(mut functions) = elf::functions(&path, |symbol| call_of(symbol, self.prefix.as_deref())) else {
                 continue;
             };
+            // An exception does not get past a frame whose return is probed: the program would end instead of catching
+            // it. So operator new is left alone where it hands on to what is probed as well.
+            functions.retain(|function| function.tag != memleak_call::MEMLEAK_NEW || !function.forwards);
             if !is_allocator(&functions) || !self.wants_object(&path, name) {
                 functions.retain(|function| function.tag == memleak_call::MEMLEAK_LOADER);
             }
@@ -202,6 +206,7 @@ mod tests {
         assert_eq!(call_of("malloc", None), call(memleak_call::MEMLEAK_SIZE));
         assert_eq!(call_of("je_realloc", None), call(memleak_call::MEMLEAK_RESIZE));
         assert_eq!(call_of("_ZnwmSt11align_val_tRKSt9nothrow_t", None), call(memleak_call::MEMLEAK_SIZE));
+        assert_eq!(call_of("_Znam", None), call(memleak_call::MEMLEAK_NEW));
         assert_eq!(call_of("_ZdaPvm", None), call(memleak_call::MEMLEAK_FREE));
         assert_eq!(call_of("tc_new", None), call(memleak_call::MEMLEAK_SIZE));
         assert_eq!(call_of("new", None), None);
