@@ -32,6 +32,7 @@ enum memleak_call {
 	MEMLEAK_REMAP,	 /* (old, old size, size) gives -1 on failure */
 	MEMLEAK_FREE,	 /* (pointer) */
 	MEMLEAK_UNMAP,	 /* (start, size) */
+	MEMLEAK_CALLER,	 /* operator new that calls another of these: only who called it matters */
 	MEMLEAK_LOADER,	 /* what the dynamic loader calls, for debuggers, when it has mapped files */
 };
 EXPORT_ENUM(memleak_call);
@@ -121,6 +122,9 @@ struct memleak_frame {
 	u64 size;
 	/* The pointer being resized, or where posix_memalign writes its result. */
 	u64 pointer;
+	/* Where the last operator new to be entered returns to, and where on the stack it has that. */
+	u64 caller;
+	u64 caller_sp;
 	/* What was known of the pointer being resized. It is forgotten at entry, since as soon as the allocator frees
 	 * it another thread can get it, and put back on failure. */
 	struct memleak_alloc held;
@@ -214,11 +218,11 @@ static __always_inline void tell_mapped(void *ctx)
 	send(ctx, MEMLEAK_MAPPED, 0, 0, 0);
 }
 
-static __always_inline void allocated(void *ctx, u64 address, u64 size)
+static __always_inline void allocated(void *ctx, u64 address, u64 size, u64 caller)
 {
 	struct memleak_alloc alloc = { .size = size, .generation = READ_ONCE(generation) };
 
-	alloc.stack_id = stack_id(ctx, user_mode);
+	alloc.stack_id = stack_id_with(ctx, user_mode, caller);
 	alloc.time_ns = bpf_ktime_get_ns();
 	if (put(address, &alloc) && trace)
 		send(ctx, MEMLEAK_ALLOC, address, size, alloc.stack_id);
@@ -235,11 +239,6 @@ static __always_inline void freed(void *ctx, u64 address)
 
 	if (take(address, &gone) && trace)
 		send(ctx, MEMLEAK_FREED, address, gone.size, gone.stack_id);
-}
-
-static __always_inline bool is_target(void)
-{
-	return filter_wants_current() && (!await_exec || READ_ONCE(generation));
 }
 
 /*
@@ -272,6 +271,43 @@ static __always_inline u64 multiply(u64 a, u64 b)
 	return (a | b) >> 32 && a && b > FORGET(~0ULL / a) ? ~0ULL : a * b;
 }
 
+/* How much stack operator new may have used when it calls an allocator. */
+#define NEW_FRAME_MAX 256
+
+static __always_inline bool is_in_new(struct memleak_frame *frame, u64 sp)
+{
+	u64 found = 0;
+
+	if (sp >= frame->caller_sp || frame->caller_sp - sp > NEW_FRAME_MAX)
+		return false;
+	bpf_probe_read_user(&found, sizeof(found), (void *)frame->caller_sp);
+	return found == frame->caller;
+}
+
+/*
+ * operator new of libstdc++ and libc++ has no frame pointer on most distributions, so a walk from malloc on would miss
+ * who called it. Its entry tells. (Of one that calls another, new[], the outer's.)
+ */
+static __always_inline void note_caller(struct pt_regs *ctx)
+{
+#if defined(__TARGET_ARCH_x86)
+	struct memleak_frame *frame = memleak_frames_make(current_task());
+	u64 sp = PT_REGS_SP(ctx);
+
+	if (!frame || is_in_new(frame, sp))
+		return;
+	frame->caller_sp = 0;
+	if (!bpf_probe_read_user(&frame->caller, sizeof(frame->caller), (void *)sp))
+		frame->caller_sp = sp;
+#endif
+}
+
+/* Who called the operator new that called the allocator that `frame` is of; 0 where none did. */
+static __always_inline u64 caller_of(struct memleak_frame *frame)
+{
+	return frame->caller_sp && is_in_new(frame, frame->sp) ? frame->caller : 0;
+}
+
 /* An allocator function is entered. Non-zero when nobody is interested in its return. */
 static __always_inline int enter(struct pt_regs *ctx, u32 call)
 {
@@ -279,8 +315,6 @@ static __always_inline int enter(struct pt_regs *ctx, u32 call)
 	bool resizes = call == MEMLEAK_RESIZE || call == MEMLEAK_RECOUNT || call == MEMLEAK_REMAP;
 	struct memleak_frame *frame;
 
-	if (!is_target())
-		return 1;
 	frame = memleak_frames_make(current_task());
 	if (!frame || is_inner(frame, sp))
 		return 1;
@@ -305,10 +339,12 @@ static __always_inline int leave(struct pt_regs *ctx)
 {
 	struct memleak_frame *frame = memleak_frames_find(current_task());
 	u64 result = PT_REGS_RC(ctx);
+	u64 caller;
 	bool failed;
 
 	if (!frame || !frame->sp || PT_REGS_SP(ctx) != frame->sp + RETURN_POPS)
 		return 0;
+	caller = caller_of(frame);
 	frame->sp = 0;
 	if (frame->call == MEMLEAK_MAP || frame->call == MEMLEAK_REMAP) {
 		failed = result >= -(u64)MAX_ERRNO;
@@ -330,7 +366,7 @@ static __always_inline int leave(struct pt_regs *ctx)
 			send(ctx, MEMLEAK_FREED, frame->pointer, frame->held.size, frame->held.stack_id);
 	}
 	if (!failed && result && frame->wanted)
-		allocated(ctx, result, frame->size);
+		allocated(ctx, result, frame->size, caller);
 	return 0;
 }
 
@@ -339,7 +375,7 @@ static __always_inline int release(struct pt_regs *ctx, u32 call)
 	u64 address = PT_REGS_PARM1(ctx), length = PT_REGS_PARM2(ctx);
 	struct memleak_alloc gone;
 
-	if (!address || !is_target() || !take(address, &gone))
+	if (!address || !take(address, &gone))
 		return 0;
 	if (trace)
 		send(ctx, MEMLEAK_FREED, address, gone.size, gone.stack_id);
@@ -352,14 +388,19 @@ static __always_inline int release(struct pt_regs *ctx, u32 call)
 	return 0;
 }
 
+/* Any probed function is entered. */
 static __always_inline int enter_any(struct pt_regs *ctx, u32 call)
 {
+	if (!filter_wants_current() || (await_exec && !READ_ONCE(generation)))
+		return 1;
 	if (call == MEMLEAK_FREE || call == MEMLEAK_UNMAP)
 		release(ctx, call);
-	else if (call != MEMLEAK_LOADER)
-		return enter(ctx, call);
-	else if (is_target())
+	else if (call == MEMLEAK_LOADER)
 		tell_mapped(ctx);
+	else if (call == MEMLEAK_CALLER)
+		note_caller(ctx);
+	else
+		return enter(ctx, call);
 	return 1;
 }
 
@@ -403,6 +444,7 @@ SINGLE(map, MEMLEAK_MAP)
 SINGLE(remap, MEMLEAK_REMAP)
 SINGLE(free, MEMLEAK_FREE)
 SINGLE(unmap, MEMLEAK_UNMAP)
+SINGLE(caller, MEMLEAK_CALLER)
 SINGLE(loader, MEMLEAK_LOADER)
 
 SEC("?uretprobe")
@@ -439,7 +481,7 @@ TRACEPOINT_HOOK(memleak_kmalloc, kmalloc, u64 call_site, u64 pointer)
 	u64 size = kmalloc_size_arg == 4 ? ARG(4) : ARG(3);
 
 	if (pointer && wants(size))
-		allocated(ctx, pointer, size);
+		allocated(ctx, pointer, size, 0);
 	return 0;
 }
 
@@ -449,7 +491,7 @@ TRACEPOINT_HOOK(memleak_kmalloc_node, kmalloc_node, u64 call_site, u64 pointer)
 	u64 size = kmalloc_size_arg == 4 ? ARG(4) : ARG(3);
 
 	if (pointer && wants(size))
-		allocated(ctx, pointer, size);
+		allocated(ctx, pointer, size, 0);
 	return 0;
 }
 
@@ -470,7 +512,7 @@ TRACEPOINT_HOOK(memleak_kmem_cache_alloc, kmem_cache_alloc, u64 call_site, u64 p
 	u64 size = pointer ? kmem_cache_size(typed, ctx) : 0;
 
 	if (pointer && wants(size))
-		allocated(ctx, pointer, size);
+		allocated(ctx, pointer, size, 0);
 	return 0;
 }
 
@@ -479,7 +521,7 @@ TRACEPOINT_HOOK(memleak_kmem_cache_alloc_node, kmem_cache_alloc_node, u64 call_s
 	u64 size = pointer ? kmem_cache_size(typed, ctx) : 0;
 
 	if (pointer && wants(size))
-		allocated(ctx, pointer, size);
+		allocated(ctx, pointer, size, 0);
 	return 0;
 }
 
@@ -515,7 +557,7 @@ TRACEPOINT_HOOK(memleak_page_alloc, mm_page_alloc, u64 unused, u32 order)
 	u64 page = first_arg(ctx), size = page_size << (order & 63);
 
 	if (page && wants(size))
-		allocated(ctx, PAGE_KEY(page), size);
+		allocated(ctx, PAGE_KEY(page), size, 0);
 	return 0;
 }
 
@@ -537,7 +579,7 @@ TRACEPOINT_HOOK(memleak_percpu_alloc, percpu_alloc_percpu, u64 first)
 	u64 pointer = percpu_pointer_arg == 7 ? ARG(7) : ARG(6);
 
 	if (pointer && wants(size))
-		allocated(ctx, PERCPU_KEY(pointer), size);
+		allocated(ctx, PERCPU_KEY(pointer), size, 0);
 	return 0;
 }
 

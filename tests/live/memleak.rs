@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 
 use serde_json::Value;
-use tests::{Finished, Guard, Outcome, Tool, check, check_eq, live_tests, workload};
+use tests::{Finished, Guard, Outcome, Stop, Tool, check, check_eq, live_tests, workload};
 
 live_tests! {
     every_byte_of_a_running_process,
     every_byte_of_a_command,
     every_byte_by_other_probes,
     a_command_behind_a_shell,
+    the_caller_of_new_is_there,
     totals_agree,
     samples_are_scaled_up,
     a_full_map_is_counted,
@@ -125,6 +126,19 @@ fn every_byte_by_other_probes() -> Outcome {
 fn a_command_behind_a_shell() -> Outcome {
     let line = format!("sh -c 'exec {} known'", workload("leaks").display());
     check_leaks(&without_words(Tool::new("memleak").args("--json -T 100 -c").arg(line).start()?.wait()?.clean()?))
+}
+
+fn the_caller_of_new_is_there() -> Outcome {
+    let finished = command("late").start()?.wait()?.clean()?;
+    if finished.stdout.contains("no libstdc++") {
+        return Err(Stop::Skip("no libstdc++ to load".into()));
+    }
+    let records = without_words(finished).records()?;
+    let stacks = records[0]["stacks"].as_array().ok_or("no stacks")?;
+    let by_new = stacks.iter().find(|stack| stack["frames"][1]["symbol"] == "leak_by_new").ok_or("no such caller")?;
+    check_eq!((by_new["bytes"].as_u64(), by_new["count"].as_u64()), (Some(3600), Some(9)));
+    check!(by_new["frames"][2]["symbol"].as_str().is_some_and(|name| name != "leak_by_new"), "{by_new}");
+    Ok(())
 }
 
 fn totals_agree() -> Outcome {

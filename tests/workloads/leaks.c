@@ -4,6 +4,7 @@
  * comes in; in any case it says "done" and, with `wait`, ends when its input does. What leaks is in functions leak_*.
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -213,6 +214,24 @@ void leak_many(long count, size_t size)
 		kept = malloc(size);
 }
 
+/* The caller of an operator new that a library loaded late has on top of malloc, without a frame of its own. */
+void leak_by_new(void *(*operator_new)(size_t))
+{
+	for (int i = 0; i < 9; i++)
+		kept = operator_new(400);
+}
+
+static void late(void)
+{
+	void *library = dlopen("libstdc++.so.6", RTLD_NOW);
+	void *found = library ? dlsym(library, "_Znwm") : NULL;
+
+	if (found)
+		leak_by_new(found);
+	else
+		puts("no libstdc++");
+}
+
 int main(int argc, char **argv)
 {
 	int waits = argc > 1 && !strcmp(argv[argc - 1], "wait");
@@ -224,6 +243,8 @@ int main(int argc, char **argv)
 	}
 	if (argc > 3 && !strcmp(argv[1], "many"))
 		leak_many(atol(argv[2]), atol(argv[3]));
+	else if (argc > 1 && !strcmp(argv[1], "late"))
+		late();
 	else
 		known();
 	puts("done");

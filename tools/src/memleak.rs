@@ -29,7 +29,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use allocators::{Found, Scanner};
+use allocators::{Found, Scanner, is_aside};
 
 /// How long an allocation must have been outstanding to be reported, without -o.
 const OLDER_MS: u64 = 500;
@@ -140,6 +140,7 @@ const SINGLE: &[Hook] = &[
     hook("memleak_single_remap"),
     hook("memleak_single_free"),
     hook("memleak_single_unmap"),
+    hook("memleak_single_caller"),
     hook("memleak_single_loader"),
     hook("memleak_single_leave"),
     EXEC,
@@ -263,7 +264,7 @@ impl View<'_> {
             if self.args.tool.verbose {
                 eprintln!("{}: {} functions", found.name.display(), found.functions.len());
             }
-            self.found_any |= found.functions.iter().any(|function| function.tag != memleak_call::MEMLEAK_LOADER);
+            self.found_any |= !found.functions.iter().all(is_aside);
             let links = attach(self.skel, pid, &found);
             match links {
                 Ok(links) => self.links.extend(links),
@@ -446,10 +447,7 @@ fn attach(skel: &MemleakSkel<'_>, pid: u32, found: &Found) -> Result<Vec<Link>> 
 
 /// Whether a function's return tells anything.
 fn returns(function: &Function<memleak_call>) -> bool {
-    !matches!(
-        function.tag,
-        memleak_call::MEMLEAK_FREE | memleak_call::MEMLEAK_UNMAP | memleak_call::MEMLEAK_LOADER
-    )
+    !is_aside(function) && !matches!(function.tag, memleak_call::MEMLEAK_FREE | memleak_call::MEMLEAK_UNMAP)
 }
 
 /// The program for one kind of call.
@@ -465,6 +463,7 @@ fn single<'s, 'obj>(skel: &'s MemleakSkel<'obj>, call: memleak_call) -> &'s Prog
         memleak_call::MEMLEAK_MAP => &progs.memleak_single_map,
         memleak_call::MEMLEAK_REMAP => &progs.memleak_single_remap,
         memleak_call::MEMLEAK_UNMAP => &progs.memleak_single_unmap,
+        memleak_call::MEMLEAK_CALLER => &progs.memleak_single_caller,
         memleak_call::MEMLEAK_LOADER => &progs.memleak_single_loader,
         _ => &progs.memleak_single_free,
     }

@@ -92,7 +92,7 @@ fn call_of(name: &str, prefix: Option<&str>) -> Option<memleak_call> {
 }
 
 /// Whether a file with these functions is an allocator, or has one linked in. What has only C++'s operators (libstdc++)
-/// hands on to malloc, and is better left alone: a probe of their return would be in the way of std::bad_alloc.
+/// hands on to malloc.
 fn is_allocator(functions: &[Function<memleak_call>]) -> bool {
     let has = |wanted: &[memleak_call]| {
         functions.iter().any(|function| wanted.contains(&function.tag))
@@ -103,6 +103,11 @@ fn is_allocator(functions: &[Function<memleak_call>]) -> bool {
         memleak_call::MEMLEAK_RESIZE,
         memleak_call::MEMLEAK_MAP,
     ])
+}
+
+/// Whether a function does not allocate itself, but tells something else.
+pub fn is_aside(function: &Function<memleak_call>) -> bool {
+    matches!(function.tag, memleak_call::MEMLEAK_LOADER | memleak_call::MEMLEAK_CALLER)
 }
 
 /// A file that a process has mapped to execute.
@@ -174,12 +179,15 @@ impl Scanner {
             let Ok(mut functions) = elf::functions(&path, |symbol| call_of(symbol, self.prefix.as_deref())) else {
                 continue;
             };
-            // An exception does not get past a frame whose return is probed: the program would end instead of catching
-            // it. So operator new is left alone where it hands on to what is probed as well.
-            functions.retain(|function| function.tag != memleak_call::MEMLEAK_NEW || !function.forwards);
-            if !is_allocator(&functions) || !self.wants_object(&path, name) {
-                functions.retain(|function| function.tag == memleak_call::MEMLEAK_LOADER);
+            let allocates = is_allocator(&functions) && self.wants_object(&path, name);
+            for function in &mut functions {
+                // An exception does not get past a frame whose return is probed: the program would end instead of
+                // catching it. So where operator new hands on to what is probed as well, only its entry is.
+                if function.tag == memleak_call::MEMLEAK_NEW && (function.forwards || !allocates) {
+                    function.tag = memleak_call::MEMLEAK_CALLER;
+                }
             }
+            functions.retain(|function| allocates || is_aside(function));
             if !functions.is_empty() {
                 found.push(Found { path, name: name.to_owned(), functions });
             }
