@@ -8,7 +8,7 @@
  */
 #include "filter.bpf.h"
 #include "stack.bpf.h"
-#include "task_state.bpf.h"
+#include "state.bpf.h"
 
 #define SIGSTOP	  19
 #define MAX_ERRNO 4095

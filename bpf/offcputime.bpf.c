@@ -8,7 +8,7 @@
  */
 #include "filter.bpf.h"
 #include "stack.bpf.h"
-#include "task_state.bpf.h"
+#include "state.bpf.h"
 
 /* include/linux/sched.h */
 #define PF_KTHREAD 0x00200000

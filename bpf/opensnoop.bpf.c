@@ -3,6 +3,7 @@
 #include "filter.bpf.h"
 #include "path.bpf.h"
 #include "scratch.bpf.h"
+#include "stack.bpf.h"
 #include "stream.bpf.h"
 #include "syscall.bpf.h"
 
@@ -13,12 +14,15 @@
 
 const volatile bool failed_only = false;
 const volatile bool full_path = false;
+/* Take the user stack of each open. */
+const volatile bool want_callers = false;
 /* Flags of which an open must have one, or 0 for any. */
 const volatile u64 wanted_flags = 0;
 
 struct opensnoop_event {
 	u64 time_ns;
 	u64 flags;
+	u64 callers;
 	u32 pid;
 	u32 tid;
 	u32 uid;
@@ -94,6 +98,7 @@ TRACEPOINT_HOOK(opensnoop_exit, sys_exit, struct pt_regs *regs, long ret)
 	id = bpf_get_current_pid_tgid();
 	record->event.time_ns = bpf_ktime_get_ns();
 	record->event.flags = flags;
+	record->event.callers = want_callers ? stack_id(ctx, true) : STACK_NONE;
 	record->event.pid = id >> 32;
 	record->event.tid = id;
 	record->event.uid = bpf_get_current_uid_gid();

@@ -8,7 +8,7 @@
  */
 #include "filter.bpf.h"
 #include "hist.bpf.h"
-#include "task_state.bpf.h"
+#include "state.bpf.h"
 
 enum runqlat_key {
 	RUNQLAT_NONE,

@@ -81,23 +81,23 @@ static __always_inline bool filter_wants_comm(const char *comm)
 	return false;
 }
 
+/* The cgroup of a task in the hierarchy of the one wanted. */
+static __always_inline struct cgroup *filter_cgroup_of(struct task_struct *task)
+{
+	struct css_set *css_set = BPF_CORE_READ(task, cgroups);
+	struct cgroup_subsys_state *state = NULL;
+
+	if (filter_cgroup_controller < 0)
+		return BPF_CORE_READ(css_set, dfl_cgrp);
+	bpf_core_read(&state, sizeof(state), &css_set->subsys[filter_cgroup_controller]);
+	return BPF_CORE_READ(state, cgroup);
+}
+
 static __always_inline bool filter_wants_cgroup(struct task_struct *task)
 {
-	struct css_set *css_set;
-	struct cgroup *cgroup;
-
 	if (!filter_cgroup)
 		return true;
-	css_set = BPF_CORE_READ(task, cgroups);
-	if (filter_cgroup_controller < 0) {
-		cgroup = BPF_CORE_READ(css_set, dfl_cgrp);
-	} else {
-		struct cgroup_subsys_state *state = NULL;
-
-		bpf_core_read(&state, sizeof(state), &css_set->subsys[filter_cgroup_controller]);
-		cgroup = BPF_CORE_READ(state, cgroup);
-	}
-	return cgroup_ancestor_id(cgroup, filter_cgroup_level) == filter_cgroup;
+	return cgroup_ancestor_id(filter_cgroup_of(task), filter_cgroup_level) == filter_cgroup;
 }
 
 /* BCC's pinned maps hold the v2 cgroup and the mount namespace of the task. */

@@ -68,11 +68,13 @@ SCRATCH(stack_walk);
 	})
 
 /* True for the first stack of an address space, which user space must see while the process lives. */
-static __always_inline bool stack_space_is_new(u64 space)
+static __always_inline bool stack_space_is_new(const struct stack_walk_head *head)
 {
 	struct stack_seen seen = { .check = 0, .sent = 1 };
+	/* The memory of an address space that ended is used again at once, so the process counts too. */
+	u64 id = head->space ^ (u64)head->tgid << 40;
 
-	return !bpf_map_update_elem(&stacks_seen, &space, &seen, BPF_NOEXIST);
+	return !bpf_map_update_elem(&stacks_seen, &id, &seen, BPF_NOEXIST);
 }
 
 /* Find or make the entry of a walked stack, and send its frames unless that was done. */
@@ -122,7 +124,7 @@ static __always_inline u64 stack_intern(void *ctx, struct stack_walk *record, u3
 	id = record->head.id;
 	if (seen && seen->sent)
 		return id;
-	now = record->head.space && stack_space_is_new(record->head.space);
+	now = record->head.space && stack_space_is_new(&record->head);
 	size = sizeof(record->head) + (record->head.frames * sizeof(u64) & (sizeof(record->ips) - 1));
 	if (!stream_send_and(ctx, record, size, now) && seen)
 		seen->sent = 1;

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::{ArgMatches, Command, error::ErrorKind};
 
 use crate::fault;
+use crate::out::warn;
 use crate::text::Text;
 
 /// One tool of the registry.
@@ -30,7 +31,7 @@ pub fn main(entry: &Entry, args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            eprintln!("{}: {} (see {0} --help)", entry.name, one_line(&error.to_string()));
+            warn(format_args!("{}: {} (see {0} --help)", entry.name, one_line(&error.to_string())));
             return ExitCode::from(2);
         }
     };
@@ -39,7 +40,7 @@ pub fn main(entry: &Entry, args: impl Iterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             let status = fault::exit_status(&error);
             if status != 0 {
-                eprintln!("{}: {}", entry.name, Text::new(format!("{error:#}").into_bytes()));
+                warn(format_args!("{}: {}", entry.name, Text::new(format!("{error:#}").into_bytes())));
             }
             ExitCode::from(status)
         }

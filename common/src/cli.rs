@@ -122,6 +122,19 @@ pub fn pid(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Parse a user: an id, or a name of /etc/passwd (name services are not asked).
+pub fn user(text: &str) -> Result<u32, String> {
+    if let Ok(uid) = text.parse() {
+        return Ok(uid);
+    }
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let uid = |line: &str| {
+        let mut fields = line.split(':');
+        (fields.next()? == text).then(|| fields.nth(1)?.parse().ok()).flatten()
+    };
+    passwd.lines().find_map(uid).ok_or_else(|| "is not a user id or a user of /etc/passwd".into())
+}
+
 fn buffer_kib(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {
         Ok(kib) if kib.is_power_of_two() && (4..=1 << 20).contains(&kib) => Ok(kib),
@@ -143,6 +156,8 @@ mod tests {
         for bad in ["0", "-1", "4194305", "99999999999999999999", "x"] {
             assert!(pid(bad).is_err(), "{bad}");
         }
+        assert_eq!((user("root"), user("1000")), (Ok(0), Ok(1000)));
+        assert!(user("-1").is_err() && user("no such user").is_err());
         assert_eq!(count("3"), Ok(3));
         assert!(count("0").is_err());
         assert!(buffer_kib("100").is_err());

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use anyhow::{Context, Result};
 use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::{MapCore, MapFlags, Object};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::cli::Format;
 use crate::load::Knobs;
@@ -299,6 +299,13 @@ impl Histogram {
         text
     }
 
+    /// Average, sum and count in whole units, as some tools of BCC print them.
+    fn totals(&self) -> String {
+        let (sum, name) = (self.sum_ns() as f64 / self.unit.nanoseconds(), self.unit.name());
+        let average = sum / self.count().max(1) as f64;
+        format!("avg = {} {name}, total: {} {name}, count: {}\n", average as u64, sum as u64, self.count())
+    }
+
     /// Raw nanoseconds, whatever the unit shown: the figures, and every slot that is not empty with its bounds.
     pub fn to_json(&self) -> Value {
         let buckets: Vec<Value> = self
@@ -326,26 +333,55 @@ impl Histogram {
     }
 }
 
+/// What one of several histograms is about.
+pub struct Section {
+    /// The line above it, such as `disk = vda`.
+    pub title: String,
+    /// The same as fields of its JSON object.
+    pub fields: Map<String, Value>,
+}
+
 /// Prints what each interval of a tool came to: one histogram, or one for each key.
 pub struct Histograms {
     key: Option<&'static str>,
     timestamp: bool,
+    totals: bool,
 }
 
 impl Histograms {
     /// With the name of what the histograms are split by, and whether to say the time of day above them.
     pub fn new(key: Option<&'static str>, timestamp: bool) -> Self {
-        Self { key, timestamp }
+        Self { key, timestamp, totals: false }
+    }
+
+    /// Add the line `avg = ..., total: ..., count: ...` that some tools of BCC print below a histogram.
+    pub fn with_totals(self, totals: bool) -> Self {
+        Self { totals, ..self }
     }
 
     /// Print one interval; `label` says what an id stands for, beside or (for a key that is not a number) instead of it.
     pub fn print(&self, out: &mut Out, by_id: &BTreeMap<u64, Histogram>, label: impl Fn(u64) -> Option<Text<'static>>) {
+        self.print_sections(out, by_id, |id| {
+            let key = self.key?;
+            let label = label(id).map(|text| text.to_string());
+            let shown = label.iter().fold(format!("{key} = {id}"), |title, label| title + " " + label);
+            let fields = [(key.to_owned(), json!(id)), ("name".to_owned(), json!(label))];
+            Some(Section { title: shown, fields: fields.into_iter().collect() })
+        });
+    }
+
+    /// Print one interval of a tool whose ids are not numbers to show: `section` says what each stands for.
+    pub fn print_sections(
+        &self,
+        out: &mut Out,
+        by_id: &BTreeMap<u64, Histogram>,
+        section: impl Fn(u64) -> Option<Section>,
+    ) {
         if out.format() == Format::Json {
             let entry = |(id, histogram): (&u64, &Histogram)| {
                 let mut object = histogram.to_json();
-                if let Some(key) = self.key {
-                    object[key] = json!(id);
-                    object["name"] = json!(label(*id).map(|text| text.to_string()));
+                for (key, value) in section(*id).into_iter().flat_map(|section| section.fields) {
+                    object[key] = value;
                 }
                 object
             };
@@ -358,11 +394,13 @@ impl Histograms {
             out.text(time::now_of_day() + "\n");
         }
         for (id, histogram) in by_id {
-            if let Some(key) = self.key {
-                let label = label(*id).map(|text| format!(" {text}")).unwrap_or_default();
-                out.text(format!("{key} = {id}{label}\n"));
+            if let Some(section) = section(*id) {
+                out.text(section.title + "\n");
             }
             out.text(histogram.to_text() + "\n");
+            if self.totals {
+                out.text(histogram.totals() + "\n");
+            }
         }
     }
 }
@@ -412,6 +450,12 @@ mod tests {
         assert_eq!(lines[1], "         0 -> 1          : 1        |********************                    |");
         assert_eq!(lines[3], "         4 -> 7          : 2        |****************************************|");
         assert_eq!(lines[4], "     count 3, avg 4.00, p50 5.00, p90 6.00, p99 6.00, p99.9 6.00, max 6.00 usecs");
+    }
+
+    #[test]
+    fn totals_are_in_whole_units() {
+        let totals = of(&[1_000, 5_000, 6_999], Unit::Usecs).totals();
+        assert_eq!(totals, "avg = 4 usecs, total: 12 usecs, count: 3\n");
     }
 
     #[test]

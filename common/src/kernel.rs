@@ -64,32 +64,19 @@ impl Btf {
     /// A search of the string section: a hundred times cheaper than parsing the types, and as good for names that no
     /// two kinds share (`btf_trace_...`).
     pub fn mentions(&self, name: &str) -> bool {
-        self.find(name).is_some()
+        find(self.bytes(), &[b"\0", name.as_bytes(), b"\0"].concat()).is_some()
     }
 
-    /// How many arguments the probes of a tracepoint get on this kernel, or `None` where it has no such tracepoint.
-    pub fn arguments(&self, tracepoint: &str) -> Option<usize> {
-        let bytes = self.bytes();
-        // struct btf_header of include/uapi/linux/btf.h
-        let word = |at: usize| bytes.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
-        let header = word(4)? as usize;
-        let (types, types_len, strings) = (header + word(8)? as usize, word(12)?, header + word(16)? as usize);
-        let name = (self.find(&format!("btf_trace_{tracepoint}"))? - strings) as u32;
-        let types = bytes.get(types..types + types_len as usize)?;
-        // typedef void (*btf_trace_X)(void *, ...)
-        let (_, pointer) = Types(types).find(|(kind, _)| kind.is(BTF_KIND_TYPEDEF) && kind.name == name)?;
-        let (_, prototype) = Types(types).nth(pointer.checked_sub(1)? as usize)?;
-        let (prototype, _) = Types(types).nth(prototype.checked_sub(1)? as usize)?;
-        prototype.is(BTF_KIND_FUNC_PROTO).then(|| prototype.members().saturating_sub(1))
-    }
-
-    /// Where a string begins.
-    fn find(&self, name: &str) -> Option<usize> {
-        let needle: Vec<u8> = [b"\0", name.as_bytes(), b"\0"].concat();
-        let bytes = self.bytes();
-        // SAFETY: both ranges are valid for the lengths given; memmem only reads them.
-        let found = unsafe { libc::memmem(bytes.as_ptr().cast(), bytes.len(), needle.as_ptr().cast(), needle.len()) };
-        (!found.is_null()).then(|| found as usize - bytes.as_ptr() as usize + 1)
+    /// How many arguments the programs on a tracepoint get, or `None` when the kernel does not say.
+    ///
+    /// They are those of the function that `btf_trace_NAME` points to, but for its first, which is internal.
+    pub fn tracepoint_arguments(&self, name: &str) -> Option<usize> {
+        let types = Types::of(self.bytes())?;
+        let name_offset = 1 + find(types.strings, &[b"\0btf_trace_", name.as_bytes(), b"\0"].concat())? as u32;
+        let typedef = types.iter().find(|found| found.name_offset == name_offset && found.kind == BTF_TYPEDEF)?;
+        let pointer = types.iter().find(|found| found.id == typedef.refers_to)?;
+        let function = types.iter().find(|found| found.id == pointer.refers_to && found.kind == BTF_FUNC_PROTO)?;
+        function.members.checked_sub(1)
     }
 
     fn bytes(&self) -> &[u8] {
@@ -101,48 +88,67 @@ impl Btf {
     }
 }
 
-const BTF_KIND_TYPEDEF: u32 = 8;
-const BTF_KIND_FUNC_PROTO: u32 = 13;
-
-/// The name and `info` of a type.
-#[derive(Clone, Copy)]
-struct Kind {
-    name: u32,
-    info: u32,
+/// Where `needle` first occurs.
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    // SAFETY: both ranges are valid for the lengths given; memmem only reads them.
+    let found = unsafe { libc::memmem(haystack.as_ptr().cast(), haystack.len(), needle.as_ptr().cast(), needle.len()) };
+    (!found.is_null()).then(|| found.addr() - haystack.as_ptr().addr())
 }
 
-impl Kind {
-    fn is(self, kind: u32) -> bool {
-        self.info >> 24 & 0x1f == kind
-    }
+/// Kinds of include/uapi/linux/btf.h.
+const BTF_TYPEDEF: u32 = 8;
+const BTF_FUNC_PROTO: u32 = 13;
 
-    fn members(self) -> usize {
-        (self.info & 0xffff) as usize
-    }
-
-    /// Bytes that follow `struct btf_type` (include/uapi/linux/btf.h).
-    fn extra(self) -> usize {
-        match self.info >> 24 & 0x1f {
-            1 | 14 | 17 => 4,
-            3 => 12,
-            4 | 5 | 15 | 19 => 12 * self.members(),
-            6 | 13 => 8 * self.members(),
-            _ => 0,
-        }
-    }
+/// The type section of a BTF blob in native byte order, walked without an index: to look up one type, that is all the
+/// work there is.
+struct Types<'a> {
+    types: &'a [u8],
+    strings: &'a [u8],
 }
 
-/// The types of a BTF section in the order of their ids, from 1: each with the id or size it refers to.
-struct Types<'a>(&'a [u8]);
+/// The head of one type.
+struct Type {
+    id: u32,
+    name_offset: u32,
+    kind: u32,
+    /// How many members, parameters or values it has.
+    members: usize,
+    /// The type that it points to or is another name for, or its size.
+    refers_to: u32,
+}
 
-impl Iterator for Types<'_> {
-    type Item = (Kind, u32);
+fn word(bytes: &[u8], index: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(index * 4..)?.first_chunk()?))
+}
 
-    fn next(&mut self) -> Option<(Kind, u32)> {
-        let word = |at: usize| self.0.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
-        let (kind, refers) = (Kind { name: word(0)?, info: word(4)? }, word(8)?);
-        self.0 = self.0.get(12 + kind.extra()..)?;
-        Some((kind, refers))
+impl<'a> Types<'a> {
+    fn of(blob: &'a [u8]) -> Option<Self> {
+        let header = word(blob, 1)? as usize;
+        let section = |index: usize| -> Option<&'a [u8]> {
+            let start = header.checked_add(word(blob, index)? as usize)?;
+            blob.get(start..start.checked_add(word(blob, index + 1)? as usize)?)
+        };
+        Some(Self { types: section(2)?, strings: section(4)? })
+    }
+
+    /// All types up to the first of a kind that is not known here.
+    fn iter(&self) -> impl Iterator<Item = Type> + 'a {
+        let mut rest = self.types;
+        (1..).map_while(move |id| {
+            let info = word(rest, 1)?;
+            let (kind, members) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
+            let found = Type { id, name_offset: word(rest, 0)?, kind, members, refers_to: word(rest, 2)? };
+            let trailer = match kind {
+                1 | 14 | 17 => 4,
+                2 | 7..=12 | 16 | 18 => 0,
+                3 => 12,
+                4 | 5 | 15 | 19 => 12 * members,
+                6 | BTF_FUNC_PROTO => 8 * members,
+                _ => return None,
+            };
+            rest = rest.get(12 + trailer..)?;
+            Some(found)
+        })
     }
 }
 
@@ -220,12 +226,19 @@ mod tests {
         assert!(!btf.mentions("btf_trace_sys"));
     }
 
+    /// A blob of three types: typedef 1 -> pointer 2 -> function 3 of three parameters.
     #[test]
-    fn tracepoints_have_arguments() {
-        let Ok(btf) = Btf::open(None) else {
-            return;
-        };
-        assert_eq!(btf.arguments("sys_exit"), Some(2));
-        assert_eq!(btf.arguments("no_such_tracepoint"), None);
+    fn counts_the_arguments_of_a_tracepoint() {
+        let strings = b"\0x\0btf_trace_block_rq_issue\0";
+        let kind = |kind: u32, members: u32| kind << 24 | members;
+        let mut types = vec![3, kind(BTF_TYPEDEF, 0), 2, 0, kind(2, 0), 3, 0, kind(BTF_FUNC_PROTO, 3), 0];
+        types.extend([0; 6]);
+        let header = [0x1_eb9f, 24, 0, 4 * types.len() as u32, 4 * types.len() as u32, strings.len() as u32];
+        let words = header.iter().chain(&types).flat_map(|word| word.to_ne_bytes());
+        let btf = Btf { custom: None, bytes: Bytes::Read(words.chain(*strings).collect()) };
+        assert_eq!(btf.tracepoint_arguments("block_rq_issue"), Some(2));
+        assert_eq!(btf.tracepoint_arguments("x"), None);
+        let broken = Btf { custom: None, bytes: Bytes::Read(vec![0xff; 64]) };
+        assert_eq!(broken.tracepoint_arguments("x"), None);
     }
 }

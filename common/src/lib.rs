@@ -6,6 +6,7 @@
 pub mod app;
 pub mod child;
 pub mod cli;
+pub mod disk;
 pub mod elf;
 pub mod fault;
 pub mod hist;

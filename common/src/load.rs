@@ -16,6 +16,7 @@ use libbpf_rs::{MapType, OpenObject, PrintLevel};
 use crate::cli::{Tool, Transport};
 use crate::fault::{unsupported, usage};
 use crate::kernel::{self, Btf};
+use crate::out::warn;
 use crate::target::Target;
 
 /// How a program can be hooked into the kernel, in the order of preference.
@@ -45,7 +46,7 @@ fn is_rung(name: &str) -> bool {
 }
 
 /// A hook of a tool.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Hook {
     name: &'static str,
     optional: bool,
@@ -105,7 +106,7 @@ fn keep_message(_: PrintLevel, message: String) {
 }
 
 fn print_message(_: PrintLevel, message: String) {
-    eprint!("{message}");
+    warn(message.trim_end());
 }
 
 impl Loader {
@@ -141,19 +142,14 @@ impl Loader {
         self.perf
     }
 
-    /// The kernel's types.
-    pub fn kernel_types(&self) -> &Btf {
-        &self.btf
-    }
-
     /// Whether tasks can carry BPF state on this kernel.
     pub fn has_task_storage(&self) -> bool {
         self.has_task_storage
     }
 
-    /// How many arguments the probes of a tracepoint get, or `None` where this kernel has no such tracepoint.
-    pub fn tracepoint_arguments(&self, tracepoint: &str) -> Option<usize> {
-        self.btf.arguments(tracepoint)
+    /// The kernel's types.
+    pub fn btf(&self) -> &Btf {
+        &self.btf
     }
 
     /// Keep the state of tasks in hashes, which can be read as a whole.
@@ -294,7 +290,7 @@ impl Loader {
         for mut map in object.maps_mut() {
             let name = map.name().to_string_lossy().into_owned();
             let kind = map.map_type();
-            if kind == MapType::TaskStorage {
+            if matches!(kind, MapType::TaskStorage | MapType::SkStorage) {
                 map.set_autocreate(has_storage).context("map setup")?;
             } else if has_storage && name.ends_with("_hash") {
                 map.set_autocreate(false).context("map setup")?;
@@ -308,7 +304,7 @@ impl Loader {
             }
         }
         let knobs = Knobs::of(object)?;
-        knobs.set_if_there("use_task_storage", &[u8::from(has_storage)])?;
+        knobs.set_if_there("use_local_storage", &[u8::from(has_storage)])?;
         knobs.set_if_there("stream_perf", &[u8::from(self.perf)])?;
         knobs.set_if_there("stream_wakeup_bytes", &(u64::from(self.tool.buffer) << 9).to_ne_bytes())?;
         Ok(())
@@ -316,7 +312,7 @@ impl Loader {
 
     fn say(&self, message: impl FnOnce() -> String) {
         if self.tool.verbose {
-            eprintln!("{}", message());
+            warn(message());
         }
     }
 

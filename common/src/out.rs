@@ -1,5 +1,6 @@
 //! The one way out: rows, tables and histograms as text, JSON or CSV.
 
+use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
 use anyhow::Result;
@@ -59,8 +60,14 @@ pub enum Cell<'a> {
     Text(Text<'a>),
     /// Our own text.
     Str(&'a str),
+    /// Texts of the traced system: side by side for people, an array in JSON.
+    List(&'a [Text<'a>]),
     /// Text for people, number for machines.
     Shown(String, i64),
+    /// The same for a measured value.
+    Measured(String, f64),
+    /// Our own lines: an array in JSON, elsewhere separated by semicolons.
+    Lines(Vec<String>),
     /// Whether something holds: its own text or nothing for people.
     Flag(&'a str, bool),
     /// Not known: `-` in text, null in JSON, empty in CSV.
@@ -76,8 +83,10 @@ impl Cell<'_> {
             Self::Float(value, decimals) => write!(line, "{value:.decimals$}"),
             Self::Text(text) => write!(line, "{text}"),
             Self::Str(text) => write!(line, "{text}"),
-            Self::Shown(text, _) => write!(line, "{text}"),
+            Self::Shown(text, _) | Self::Measured(text, _) => write!(line, "{text}"),
+            Self::List(texts) => line.write_all(joined(texts).as_bytes()),
             Self::Flag(text, set) => write!(line, "{}", if *set { text } else { "" }),
+            Self::Lines(lines) => write!(line, "{}", lines.join(";")),
             Self::Unknown => write!(line, "-"),
         };
     }
@@ -87,9 +96,16 @@ impl Cell<'_> {
         let _ = match self {
             Self::Uint(value) => write!(line, "{value}"),
             Self::Int(value) | Self::Shown(_, value) => write!(line, "{value}"),
-            Self::Float(value, _) => serde_json::to_writer(line, value).map_err(io::Error::from),
+            Self::Float(value, _) | Self::Measured(_, value) => {
+                serde_json::to_writer(line, value).map_err(io::Error::from)
+            }
             Self::Text(text) => serde_json::to_writer(line, &text.to_string()).map_err(io::Error::from),
             Self::Str(text) => serde_json::to_writer(line, text).map_err(io::Error::from),
+            Self::List(texts) => {
+                let texts: Vec<String> = texts.iter().map(Text::to_string).collect();
+                serde_json::to_writer(line, &texts).map_err(io::Error::from)
+            }
+            Self::Lines(lines) => serde_json::to_writer(line, lines).map_err(io::Error::from),
             Self::Flag(_, set) => write!(line, "{set}"),
             Self::Unknown => write!(line, "null"),
         };
@@ -97,7 +113,7 @@ impl Cell<'_> {
 
     fn csv(&self, line: &mut Vec<u8>) {
         match self {
-            Self::Text(_) | Self::Str(_) => {
+            Self::Text(_) | Self::Str(_) | Self::List(_) | Self::Lines(_) => {
                 let mut plain = Vec::new();
                 self.text(&mut plain);
                 if plain.iter().any(|byte| matches!(byte, b',' | b'"')) {
@@ -113,10 +129,23 @@ impl Cell<'_> {
     }
 }
 
+/// Texts side by side.
+fn joined(texts: &[Text<'_>]) -> String {
+    texts.iter().map(Text::to_string).collect::<Vec<_>>().join(" ")
+}
+
 /// Standard output, written in batches: what one drain or interval produced leaves in one write.
 pub struct Out {
     format: Format,
     pending: Vec<u8>,
+}
+
+/// How many lines the terminal on stdout has, or `None` where there is none or it does not say.
+pub fn screen_lines() -> Option<usize> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ fills the struct it is given, or fails.
+    let status = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
+    (status == 0 && size.ws_row > 0).then_some(size.ws_row.into())
 }
 
 /// Pending bytes are written when they exceed this even before the batch ends.
@@ -141,6 +170,11 @@ impl Out {
     /// Add text as it is; the caller has escaped what came from the traced system by way of [`Text`].
     pub fn text(&mut self, text: impl AsRef<str>) {
         self.pending.extend_from_slice(text.as_ref().as_bytes());
+    }
+
+    /// Begin at the top of an empty screen.
+    pub fn clear(&mut self) {
+        self.text("\x1b[H\x1b[J");
     }
 
     /// Add a line for people only: banners, headings.
@@ -183,9 +217,14 @@ impl Out {
             self.json(&json!({ "lost": lost }));
         }
         if !lost.is_zero() {
-            eprintln!("lost: {}", lost.phrases().join(", "));
+            warn(format_args!("lost: {}", lost.phrases().join(", ")));
         }
     }
+}
+
+/// Say a line on stderr. Nobody may be left to read it, and that is no reason to stop.
+pub fn warn(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Rows that stream: aligned columns without knowing what comes next.
@@ -239,13 +278,8 @@ impl Rows {
                 out.pending.append(&mut self.line);
             }
             Format::Json => {
-                for (index, ((column, _), cell)) in self.columns.iter().zip(cells).enumerate() {
-                    out.text(if index == 0 { "{\"" } else { ",\"" });
-                    out.text(column.key);
-                    out.text("\":");
-                    cell.json(&mut out.pending);
-                }
-                out.text("}\n");
+                self.json_object(&mut out.pending, cells);
+                out.text("\n");
             }
             Format::Csv => {
                 for (index, cell) in cells.iter().enumerate() {
@@ -256,6 +290,27 @@ impl Rows {
             }
         }
         out.flush_if_full()
+    }
+
+    /// Add all rows of one interval as one JSON object, with the time of its end, for tools whose rows are a
+    /// table.
+    pub fn json_table<'a>(&self, out: &mut Out, time_unix_ns: u64, rows: impl Iterator<Item = &'a [Cell<'a>]>) {
+        out.text(format!("{{\"time_unix_ns\":{time_unix_ns},\"rows\":["));
+        for (index, cells) in rows.enumerate() {
+            out.text(if index == 0 { "" } else { "," });
+            self.json_object(&mut out.pending, cells);
+        }
+        out.text("]}\n");
+    }
+
+    fn json_object(&self, line: &mut Vec<u8>, cells: &[Cell<'_>]) {
+        for (index, ((column, _), cell)) in self.columns.iter().zip(cells).enumerate() {
+            line.extend_from_slice(if index == 0 { b"{\"" } else { b",\"" });
+            line.extend_from_slice(column.key.as_bytes());
+            line.extend_from_slice(b"\":");
+            cell.json(line);
+        }
+        line.push(b'}');
     }
 
     /// Lay one line out in `self.line`: a cell wider than its column moves the rest of its own line only.
@@ -342,6 +397,16 @@ mod tests {
         let text = render(Format::Json);
         let second: Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
         assert_eq!(second, json!({"pid": 42, "comm": "a very long name", "size_bytes": null, "path": "x\\ny\""}));
+    }
+
+    #[test]
+    fn a_table_is_one_json_object() {
+        let (mut out, rows) = (Out::new(Format::Json), Rows::new(COLUMNS, |_| true));
+        let cells = cells(b"cat", b"/a");
+        rows.json_table(&mut out, 7, [&cells[..], &cells[..]].into_iter());
+        let table: Value = serde_json::from_slice(&out.pending).unwrap();
+        assert_eq!(table["time_unix_ns"], 7);
+        assert_eq!(table["rows"][1], json!({"pid": 42, "comm": "cat", "size_bytes": null, "path": "/a"}));
     }
 
     #[test]

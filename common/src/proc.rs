@@ -68,10 +68,10 @@ impl Thread {
         Some((Text::new(stat.get(open + 1..close)?.to_vec()), fields))
     }
 
-    /// The functions of its kernel stack and the offset in each, innermost first, where the kernel shows them.
-    pub fn kernel_stack(self) -> Vec<(String, u64)> {
-        let text = self.read("stack").unwrap_or_default();
-        String::from_utf8_lossy(&text).lines().filter_map(parse_stack_line).collect()
+    /// The functions of its kernel stack and the offset in each, innermost first, or `None` where that is refused.
+    pub fn kernel_stack(self) -> Option<Vec<(String, u64)>> {
+        let text = self.read("stack")?;
+        Some(String::from_utf8_lossy(&text).lines().filter_map(parse_stack_line).collect())
     }
 
     /// The address that it will go on from in user space, if it is in a system call.

@@ -60,6 +60,14 @@ pub trait Report {
         Ok(())
     }
 
+    /// Everything is detached and reported.
+    ///
+    /// # Errors
+    /// Whatever keeps the tool from saying what remains to be said.
+    fn ended(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// An interval has passed, or the tool is about to end.
     ///
     /// # Errors
@@ -219,6 +227,7 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         if run.report && run.count != Some(reports) {
             sink.report.interval()?;
         }
+        sink.report.ended()?;
         sink.report.out().lost(&Lost::read(self.skel.object()));
         sink.report.out().flush()
     }

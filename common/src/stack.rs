@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
@@ -9,6 +10,7 @@ use libbpf_rs::skel::OpenSkel;
 use serde_json::{Value, json};
 
 use crate::load::Knobs;
+use crate::proc;
 use crate::symbol::{Module, Space, Symbol, Symbols};
 use crate::text::Text;
 
@@ -16,9 +18,10 @@ use crate::text::Text;
 const FRAMES_MAX: u32 = 127;
 /// STACK_RECORD of stack.bpf.h.
 const RECORD: u64 = 0x8000_736b_6361_7473;
-/// STACK_NONE and STACK_LOST of stack.bpf.h.
+/// STACK_NONE of stack.bpf.h, and below STACK_LOST.
 const NONE: u64 = 0;
-const LOST: u64 = 1;
+/// The id of every stack that could not be walked.
+pub const LOST: u64 = 1;
 /// Frames kept at most, of all stacks together: 64 MiB.
 const HELD_MAX: usize = 8 << 20;
 /// The kernel's own way into a traced program, which stands above the frames of interest.
@@ -241,6 +244,7 @@ impl Walked {
 pub struct Stacks {
     walked: HashMap<u64, Walked>,
     held: usize,
+    made_room: Option<Instant>,
     symbols: Symbols,
     /// Whether stacks are taken by programs at hooks, whose own frames are then left out, and not by sampling.
     traced: bool,
@@ -270,7 +274,7 @@ impl Stacks {
             return true;
         }
         let frames = frames.min(FRAMES_MAX) as usize;
-        if self.held + frames > HELD_MAX {
+        if self.held + frames > HELD_MAX && !self.make_room() {
             return true;
         }
         let ips: Box<[u64]> = (0..frames).map_while(|index| word(5 + index)).collect();
@@ -281,6 +285,23 @@ impl Stacks {
         self.held += ips.len();
         self.walked.insert(id, Walked { check, lost: false, space, ips });
         true
+    }
+
+    /// Forget the stacks of processes that have gone, but not again and again where that helps little. False when
+    /// there is still no room.
+    fn make_room(&mut self) -> bool {
+        if self.made_room.is_some_and(|made| made.elapsed() < Duration::from_secs(1)) {
+            return false;
+        }
+        let mut lives: HashMap<u32, bool> = HashMap::new();
+        self.walked.retain(|_, walked| {
+            let keep = walked.space.is_none_or(|(tgid, _)| *lives.entry(tgid).or_insert_with(|| proc::exists(tgid)));
+            self.held -= if keep { 0 } else { walked.ips.len() };
+            keep
+        });
+        self.symbols.forget(|(tgid, _)| lives.get(&tgid) == Some(&false));
+        self.made_room = Some(Instant::now());
+        self.held + FRAMES_MAX as usize <= HELD_MAX
     }
 
     /// Take the one user frame that is known of a thread that could not be walked; its id.

@@ -20,8 +20,10 @@ use crate::proc;
 
 /// Files kept open for their symbols; of further ones only the path is kept.
 const OPEN_FILES_MAX: usize = 256;
-/// How long a new look at a process's mappings is put off after the last, where a frame lies in none of them.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// A frame that lies in no mapping known is a reason to look again, or an address that never was one (code without
+/// frame pointers). So a look that finds nothing new puts off the next by at least this, and by twice the last.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(2);
 /// The farthest from its symbol that a kernel address is believed to belong to it. Where addresses are hidden
 /// (kernel.kptr_restrict), all symbols are at 0.
 const KERNEL_FUNCTION_MAX: u64 = 1 << 20;
@@ -87,6 +89,7 @@ struct Mapping {
 struct Image {
     mappings: Vec<Mapping>,
     looked: Option<Instant>,
+    look_again: Duration,
     /// The file in which a runtime names the code it makes: opened when such code is first seen.
     perf_map: Option<File>,
 }
@@ -104,6 +107,11 @@ impl Image {
         let found = read_mappings(tgid);
         let same = |a: &Mapping, b: &Mapping| (a.start, a.end) == (b.start, b.end);
         if self.mappings.is_empty() || self.mappings.iter().any(|old| found.iter().any(|new| same(old, new))) {
+            let is_new = |new: &Mapping| !self.mappings.iter().any(|old| same(old, new));
+            self.look_again = match found.iter().any(is_new) {
+                true => Duration::ZERO,
+                false => (self.look_again * 2).clamp(LOOK_AGAIN, LOOK_AGAIN_MAX),
+            };
             // What was unmapped meanwhile may be in stacks taken before.
             let gone = self.mappings.drain(..).filter(|old| {
                 let apart = |new: &Mapping| old.end <= new.start || new.end <= old.start;
@@ -113,6 +121,8 @@ impl Image {
             self.mappings = found;
             self.mappings.extend(gone);
             self.mappings.sort_by_key(|mapping| mapping.start);
+        } else {
+            self.look_again = LOOK_AGAIN_MAX;
         }
     }
 }
@@ -229,7 +239,7 @@ impl Symbols {
         }
         let (tgid, _) = space;
         let image = self.images.entry(space).or_default();
-        let due = image.looked.is_none_or(|looked| looked.elapsed() >= LOOK_AGAIN);
+        let due = image.looked.is_none_or(|looked| looked.elapsed() >= image.look_again);
         if due && addresses.iter().any(|address| image.mapping(*address).is_none()) {
             image.look(tgid);
         }
@@ -249,6 +259,12 @@ impl Symbols {
                 Backing::Made | Backing::Vdso => {}
             }
         }
+    }
+
+    /// Forget what these address spaces had mapped.
+    pub fn forget(&mut self, gone: impl Fn(Space) -> bool) {
+        self.images.retain(|space, _| !gone(*space));
+        self.names.retain(|place, _| !matches!(place, Place::Made(space, _) if gone(*space)));
     }
 
     /// The file that an address of a process is in.
@@ -338,6 +354,9 @@ impl Symbols {
 
     /// The vDSO is the same in every process, so ours serves.
     fn look_up_vdso(&mut self, offsets: &[u64]) {
+        if offsets.is_empty() {
+            return;
+        }
         let own = read_mappings(std::process::id());
         let Some(own) = own.iter().find(|mapping| matches!(mapping.backing, Backing::Vdso)) else {
             return;

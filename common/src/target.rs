@@ -203,6 +203,8 @@ fn controller_index(names: &[String]) -> Result<i32> {
         .collect();
     names
         .iter()
+        // In v1 the io controller is called blkio; it alone has two names (cgroup_subsys.legacy_name).
+        .map(|name| if name == "blkio" { "io" } else { name })
         .find_map(|name| members.iter().find(|(known, _)| known == name).map(|(_, value)| *value as i32))
         .ok_or_else(|| anyhow!("a cgroup hierarchy without a controller ({}) cannot be filtered by", names.join(",")))
 }

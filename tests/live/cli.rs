@@ -133,7 +133,9 @@ fn a_closed_pipe_ends_it_quietly() -> Outcome {
         if status.code() == Some(3) {
             return Err(tests::Stop::Skip(stderr));
         }
-        check_eq!((status.code(), stderr.as_str()), (Some(0), ""), "{tool}");
+        // What profile samples by, where there is no cycle counter, it says before it knows of its reader.
+        let complaints: Vec<&str> = stderr.lines().filter(|line| !line.contains("sampling by")).collect();
+        check_eq!((status.code(), complaints), (Some(0), vec![]), "{tool}");
     }
     Ok(())
 }

@@ -1,25 +1,33 @@
 //! Every tool, live on the running kernel, against workloads whose truth is known.
 
+mod biolatency;
+mod biotop;
 mod cli;
 mod core;
+mod execsnoop;
 mod memleak;
 mod offcputime;
 mod opensnoop;
 mod profile;
 mod runqlat;
+mod tcplife;
 
 fn main() -> std::process::ExitCode {
     let mut arguments = libtest_mimic::Arguments::from_args();
     // System-wide tracers, and truths that are counts and shares of this machine: one at a time.
     arguments.test_threads = Some(1);
     let tests = [
+        biolatency::tests(),
+        biotop::tests(),
         cli::tests(),
         core::tests(),
+        execsnoop::tests(),
         memleak::tests(),
         offcputime::tests(),
         opensnoop::tests(),
         profile::tests(),
         runqlat::tests(),
+        tcplife::tests(),
     ];
     libtest_mimic::run(&arguments, tests.into_iter().flatten().collect()).exit_code()
 }

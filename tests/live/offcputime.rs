@@ -168,8 +168,8 @@ fn a_sleep_that_has_not_ended_has_its_stack() -> Outcome {
         let program = waiting()?;
         let begin = Instant::now();
         std::thread::sleep(Duration::from_secs(2));
-        let finished = tool.stop()?;
         let took = begin.elapsed().as_nanos() as u64 + 100_000_000;
+        let finished = tool.stop()?;
         let mut stacks = stacks(&finished)?;
         stacks.retain(|stack| stack["pid"] == program.pid() && stack["still_blocked"] == true);
         check_eq!(stacks.len(), 1);

@@ -21,6 +21,7 @@ live_tests! {
     filters_take_and_leave,
     hostile_names_stay_one_line,
     a_command_is_traced_from_its_start,
+    callers_are_those_that_opened,
 }
 
 /// Start the tool on this process.
@@ -219,5 +220,22 @@ fn a_command_is_traced_from_its_start() -> Outcome {
     let finished = tool.wait()?;
     check!(finished.stdout.contains("\"path\":\"/etc/hostname\""), "{}", finished.stdout);
     check!(finished.stdout.contains("ld.so.cache"), "the loader's opens come first: {}", finished.stdout);
+    Ok(())
+}
+
+fn callers_are_those_that_opened() -> Outcome {
+    let tool = Tool::new("opensnoop").args("--json -c -n stacks").start()?;
+    let mut program = tests::Guard::workload("stacks", &["1", "kernel"])?;
+    program.0.wait()?;
+    let finished = tool.stop()?.clean()?;
+    let rows = rows_with(&finished, "/dev/zero")?;
+    check_eq!(rows.len(), 1);
+    let callers: Vec<&str> = rows[0]["callers"].as_array().ok_or("none")?.iter().filter_map(Value::as_str).collect();
+    check!(callers.first().is_some_and(|caller| caller.starts_with("syscall+0x")), "{callers:?}");
+    check!(callers.iter().any(|caller| caller.starts_with("main+0x")), "{callers:?}");
+    let text = Tool::new("opensnoop").args("-c -d 0.1").run()?.clean()?;
+    check!(text.stdout.starts_with("PID    COMM              FD ERR PATH/CALLER\n"), "{}", text.stdout);
+    let without = Tool::new("opensnoop").args("-d 0.1").run()?.clean()?;
+    check!(without.stdout.starts_with("PID    COMM              FD ERR PATH\n"), "{}", without.stdout);
     Ok(())
 }

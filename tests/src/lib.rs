@@ -1,6 +1,8 @@
 //! What the live tests share: a tool that is started and known to be attached, its output as records, workloads with
 //! a known truth, and the difference between a test that failed and one that this kernel cannot run.
 
+pub mod disk;
+
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::Read;

@@ -35,11 +35,15 @@ macro_rules! main {
 }
 
 registry! {
+    biolatency,
+    biotop,
+    execsnoop,
     memleak,
     offcputime,
     opensnoop,
     profile,
     runqlat,
+    tcplife,
 }
 
 #[cfg(test)]

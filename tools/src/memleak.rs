@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -17,10 +18,11 @@ use common::cli::{self, Format, Interval, Output, Tool};
 use common::elf::Function;
 use common::fault::{unsupported, usage};
 use common::load::{Hook, Loader, hook, optional_hook};
-use common::out::{Cell, Column, Out, Rows};
+use common::out::{Cell, Column, Out, Rows, warn};
 use common::session::{Report, Run, decode};
 use common::stack::{Stack, StackArgs, Stacked, Stacks, Style};
 use common::target::Target;
+use common::text::Text;
 use common::time::{WallClock, monotonic_ns, now_of_day, unix_now_ns};
 use common::{proc, uprobe};
 use libbpf_rs::skel::OpenSkel;
@@ -262,7 +264,7 @@ impl View<'_> {
         let (pid, held) = (process.pid, process.child.is_some());
         for found in found {
             if self.args.tool.verbose {
-                eprintln!("{}: {} functions", found.name.display(), found.functions.len());
+                warn(format_args!("{}: {} functions", Text::new(found.name.as_os_str().as_bytes()), found.functions.len()));
             }
             self.found_any |= !found.functions.iter().all(is_aside);
             let links = attach(self.skel, pid, &found);
@@ -522,7 +524,7 @@ fn process(args: &Args) -> Result<Option<Process>> {
 /// (2c1d697fb8ba, 11e9734bcb6a), which took away the tracepoints of allocations on a node; per-CPU allocation got three
 /// arguments more in 5.18 (f67bed134a05).
 fn configure_tracepoints(loader: &Loader, knobs: &mut bpf::memleak::types::rodata) {
-    let arguments = |name| loader.kernel_types().arguments(name);
+    let arguments = |name| loader.btf().tracepoint_arguments(name);
     knobs.kmalloc_size_arg = match (arguments("kmalloc_node"), arguments("kmalloc")) {
         (Some(_), Some(6..)) => 4,
         _ => 3,
@@ -617,7 +619,7 @@ fn shape_maps<'obj>(loader: &Loader, open: &mut impl OpenSkel<'obj>, args: &Args
         match map.name().to_str() {
             Some("memleak_allocs") => {
                 map.set_max_entries(args.max_allocs.unwrap_or(if kernel { 1 << 18 } else { 1 << 20 }))?;
-                if !kernel && loader.kernel_types().mentions("bpf_mem_alloc") {
+                if !kernel && loader.btf().mentions("bpf_mem_alloc") {
                     map.set_map_flags(libbpf_sys::BPF_F_NO_PREALLOC)?;
                 }
             }

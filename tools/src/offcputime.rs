@@ -182,7 +182,7 @@ impl Report for View<'_> {
 
     fn interval(&mut self) -> Result<()> {
         let mut times = self.still_blocked()?;
-        times.extend(self.ended()?);
+        times.extend(self.came_back()?);
         times.sort_by_key(|time| std::cmp::Reverse(time.total_ns));
         self.stacks.resolve(times.iter().flat_map(|time| [time.user, time.kernel]));
         match self.out.format() {
@@ -196,7 +196,7 @@ impl Report for View<'_> {
 
 impl View<'_> {
     /// The times that ended while we traced.
-    fn ended(&self) -> Result<Vec<Time>> {
+    fn came_back(&self) -> Result<Vec<Time>> {
         let times = table::read::<offcputime_key, offcputime_value>(&self.skel.maps.offcputime_times)?;
         let time = |(key, value): (offcputime_key, offcputime_value)| Time {
             pid: key.pid,
@@ -293,9 +293,11 @@ impl View<'_> {
                     module: None,
                     kernel: true,
                 };
-                time.kernel_frames = Some(thread.kernel_stack().into_iter().map(frame).collect());
-                if let Some(address) = thread.user_address().filter(|_| !is_kernel) {
-                    time.user = self.stacks.add_user(thread.pid, address);
+                time.kernel = stack::LOST;
+                time.kernel_frames = thread.kernel_stack().map(|names| names.into_iter().map(frame).collect());
+                if !is_kernel {
+                    let add = |address| self.stacks.add_user(thread.pid, address);
+                    time.user = thread.user_address().map_or(stack::LOST, add);
                 }
             }
         }
@@ -442,7 +444,7 @@ pub fn run(args: Args) -> Result<()> {
     knobs.max_ns = max_ns(&args);
     knobs.filter_state = args.state.is_some();
     knobs.state_mask = args.state.unwrap_or(0);
-    knobs.prev_state_given = loader.tracepoint_arguments("sched_switch") >= Some(4);
+    knobs.prev_state_given = loader.btf().tracepoint_arguments("sched_switch") >= Some(4);
     args.stack.configure(&mut open)?;
     let hooks = if args.early_stacks { EARLY } else { loader.first_accepted(&open, &[LATE, EARLY])? };
     let walked_early = hooks.len() == EARLY.len();

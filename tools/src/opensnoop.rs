@@ -9,10 +9,11 @@ use anyhow::{Context, Result};
 use bpf::opensnoop::{OpensnoopSkelBuilder, types::opensnoop_event};
 use clap::Parser;
 use common::child::Child;
-use common::cli::{self, Output, Tool};
+use common::cli::{self, Format, Output, Tool};
 use common::load::{Loader, hook};
 use common::out::{Cell, Column, Out, Rows};
 use common::session::{Report, Run, decode};
+use common::stack::{self, StackArgs, Stacked, Stacks, Style};
 use common::target::Target;
 use common::text::Text;
 use common::time::WallClock;
@@ -36,8 +37,8 @@ pub struct Args {
     /// Only this thread
     #[arg(short, long, value_parser = cli::pid, allow_negative_numbers = true)]
     tid: Option<u32>,
-    /// Only this user id
-    #[arg(short, long)]
+    /// Only this user (id or name)
+    #[arg(short, long, value_parser = cli::user)]
     uid: Option<u32>,
     /// Only processes whose name contains this
     #[arg(short, long)]
@@ -54,6 +55,9 @@ pub struct Args {
     /// Only opens with this flag, such as O_WRONLY; several mean any of them
     #[arg(short, long = "flag-filter", alias = "flag_filter", value_name = "FLAG", value_parser = open_flag)]
     flag_filter: Vec<u64>,
+    /// Show the user stack of each open below it
+    #[arg(short, long)]
+    callers: bool,
     /// Only tasks in the cgroups of this pinned BPF map
     #[arg(long, value_name = "PATH")]
     cgroupmap: Option<PathBuf>,
@@ -83,7 +87,10 @@ const COLUMNS: &[Column] = &[
     Column::left("flags", "FLAGS", 8, "flags of the open, octal"),
     Column::left("mode", "MODE", 5, "mode of a file that may be created, octal"),
     Column::left("path", "PATH", 0, "path as given, or in full with -F"),
+    Column::left("callers", "", 0, "user stack, innermost frame first, with -c"),
 ];
+/// The path's column where the callers stand below it.
+const PATH_OR_CALLER: Column = Column { head: "PATH/CALLER", ..COLUMNS[COLUMNS.len() - 2] };
 
 /// The access modes and flags of include/uapi/asm-generic/fcntl.h that a filter can name.
 const OPEN_FLAGS: &[(&str, libc::c_int)] = &[
@@ -124,6 +131,8 @@ struct View {
     rows: Rows,
     clock: WallClock,
     child: Option<Child>,
+    /// The stacks that came, where they are wanted.
+    stacks: Option<Stacks>,
 }
 
 impl Report for View {
@@ -137,11 +146,15 @@ impl Report for View {
     }
 
     fn event(&mut self, record: &[u8]) -> Result<()> {
+        if self.stacks.as_mut().is_some_and(|stacks| stacks.event(record)) {
+            return Ok(());
+        }
         let (event, text) = decode::<opensnoop_event>(record).context("a malformed event")?;
         let (fd, errno) = if event.ret >= 0 { (event.ret, 0) } else { (-1, -event.ret) };
         let time_ns = self.clock.unix_ns(event.time_ns);
         let created = event.flags & (libc::O_CREAT | libc::O_TMPFILE & !libc::O_DIRECTORY) as u64 != 0;
         let mode = if created { format!("{:04o}", event.mode) } else { "n/a".into() };
+        let callers = self.callers(event.callers);
         self.rows.row(
             &mut self.out,
             &[
@@ -155,8 +168,26 @@ impl Report for View {
                 Cell::Shown(format!("{:08o}", event.flags), event.flags as i64),
                 Cell::Shown(mode, event.mode.into()),
                 Cell::Text(path(text, event.path_size.into(), event.directory_size.into())),
+                callers.clone().map_or(Cell::Unknown, Cell::Lines),
             ],
-        )
+        )?;
+        if self.out.format() == Format::Text {
+            for caller in callers.unwrap_or_default() {
+                self.out.text(format!("        {caller}\n"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl View {
+    /// The frames of an open's user stack, where they are wanted.
+    fn callers(&mut self, id: u64) -> Option<Vec<String>> {
+        let stacks = self.stacks.as_mut()?;
+        stacks.resolve([id]);
+        let stacked = Stacked { user: Some(stacks.stack(id)), kernel: None };
+        let lines = stacked.lines(Style { offsets: true, ..Style::default() }, false);
+        Some(lines.lines().map(|line| line.trim_start().to_owned()).collect())
     }
 }
 
@@ -203,6 +234,12 @@ pub fn run(args: Args) -> Result<()> {
     knobs.failed_only = args.failed;
     knobs.full_path = args.full_path;
     knobs.wanted_flags = args.flag_filter.iter().fold(0, |all, flag| all | flag);
+    knobs.want_callers = args.callers;
+    if args.callers {
+        StackArgs::default().configure(&mut open)?;
+    } else {
+        stack::disable(&mut open)?;
+    }
     let loaded = loader.load(open, &[hook("opensnoop_exit")], &target)?;
 
     let shown = |key: &str| match key {
@@ -210,13 +247,16 @@ pub fn run(args: Args) -> Result<()> {
         "uid" => args.print_uid,
         "tid" => false,
         "flags" | "mode" => args.extended_fields,
+        "callers" => false,
         _ => true,
     };
+    let columns = COLUMNS.iter().map(|column| if args.callers && column.key == "path" { PATH_OR_CALLER } else { *column });
     let mut view = View {
         out: Out::new(args.output.format()),
-        rows: Rows::new(COLUMNS, shown),
+        rows: Rows::new(&columns.collect::<Vec<_>>(), shown),
         clock: WallClock::default(),
         child,
+        stacks: args.callers.then(Stacks::traced),
     };
     loaded.run(&Run { duration: args.duration, ..Run::default() }, &mut view)
 }

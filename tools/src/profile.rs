@@ -11,7 +11,7 @@ use bpf::profile::types::profile_key;
 use clap::Parser;
 use common::cli::{self, Format, Output, Tool};
 use common::load::{Loader, hook};
-use common::out::{Cell, Column, Out, Rows};
+use common::out::{self, Cell, Column, Out, Rows};
 use common::sample::{Clock, Rate, Sampler};
 use common::session::{Report, Run};
 use common::stack::{self, StackArgs, Stacked, Stacks, Style};
@@ -299,7 +299,7 @@ pub fn run(args: Args) -> Result<()> {
     let sampler = Sampler::open(rate, args.cpu)?;
     let clock = sampler.clock();
     if clock == Clock::CpuClock {
-        eprintln!("profile: this machine counts no cycles; sampling by {}", clock.unit());
+        out::warn(format_args!("profile: this machine counts no cycles; sampling by {}", clock.unit()));
     }
     let mut view = View {
         out: Out::new(args.output.format()),

@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/*
+ * Requests to block devices, counted as the kernel counts them in /sys/block/DISK/stat: each once, when it has ended.
+ *
+ * What is known of a request between its hooks is kept by its address. Requests live in pools that are made with
+ * their queue, so entries are never deleted, only used again: the table is as large as the pools, and a hook costs one
+ * lookup. Not rq->io_start_time_ns: it is set only for some queues, and since 6.9 from a clock that stands still while
+ * a task fills its plug. (A stamp in the table is also kept over a requeue, which sets io_start_time_ns anew.)
+ */
+#pragma once
+
+#include "filter.bpf.h"
+
+#define MINORBITS      20
+#define REQ_OP_MASK    0xff
+/* enum req_op (req_opf before 6.0) of include/linux/blk_types.h. From 32 on: commands of drivers, not I/O. */
+#define OP_READ	       0
+#define OP_WRITE       1
+#define OP_FLUSH       2
+#define OP_DISCARD     3
+#define OP_PASSTHROUGH 32
+
+/* When the owner of a request is known. */
+enum block_owner {
+	BLOCK_UNOWNED,	 /* it does not matter */
+	BLOCK_AT_START,	 /* block_io_start (6.5): when the task that submits has made the request */
+	BLOCK_AT_INSERT, /* when it is given to the scheduler, or to the driver directly: mostly by the same task */
+};
+
+/* Before 5.11 (and 5.10.137) the hooks of a request have its queue in front; common::disk asks the kernel's types. */
+const volatile bool block_after_queue = false;
+/* The one disk wanted, major << MINORBITS | minor, or 0. */
+const volatile u32 block_disk = 0;
+const volatile enum block_owner block_owner = BLOCK_UNOWNED;
+
+struct block_state {
+	u64 owned_ns;  /* when the owner was noted, or 0 */
+	u64 issued_ns; /* when it was first given to the driver, or 0 */
+	u32 bytes;     /* its size then */
+	u32 tgid;
+	u32 wanted; /* whether the filters accept the owner */
+	u32 requeued;
+	char comm[TASK_COMM_LEN];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, u64);
+	__type(value, struct block_state);
+} block_requests SEC(".maps");
+
+static __always_inline struct request *block_request(unsigned long long *ctx)
+{
+	struct request *rq = (void *)ctx[0];
+
+	if (block_after_queue)
+		rq = (void *)ctx[1];
+	return rq;
+}
+
+/* 5.17 (f3fa33acca9f): request.rq_disk went, as 5.15 (d152c682f03c) had added request_queue.disk. */
+struct request___pre517 {
+	struct gendisk *rq_disk;
+} __attribute__((preserve_access_index));
+
+static __always_inline u32 block_disk_of(const bool typed, struct request *rq)
+{
+	struct request___pre517 *old = (void *)rq;
+	struct request_queue *queue;
+	struct gendisk *disk;
+
+	if (bpf_core_field_exists(old->rq_disk)) {
+		disk = FIELD(old, rq_disk);
+	} else {
+		queue = FIELD(rq, q);
+		disk = FIELD(queue, disk);
+	}
+	return FIELD(disk, major) << MINORBITS | FIELD(disk, first_minor);
+}
+
+/* 6.12 ("block: Use enum to define RQF_x bit indexes"): the flags of a request moved, and have names since. */
+#define RQF(flag, before)                                                                                              \
+	(bpf_core_enum_value_exists(enum rqf_flags, __RQF_##flag)                                                      \
+	     ? 1U << bpf_core_enum_value(enum rqf_flags, __RQF_##flag)                                                 \
+	     : 1U << (before))
+
+/*
+ * Whether a completion of so many bytes ends a request that counts. Drivers may complete a request in parts; a flush
+ * is a sequence of steps whose request ends once more, without RQF_FLUSH_SEQ, when all are done; and commands of
+ * drivers are no I/O unless the kernel was told to count them.
+ */
+static __always_inline bool block_ends(const bool typed, struct request *rq, u32 bytes)
+{
+	u32 flags = FIELD(rq, rq_flags);
+
+	if (bytes < FIELD(rq, __data_len) || flags & RQF(FLUSH_SEQ, 4))
+		return false;
+	return (FIELD(rq, cmd_flags) & REQ_OP_MASK) < OP_PASSTHROUGH || flags & RQF(IO_STAT, 13);
+}
+
+static __always_inline struct block_state *block_find(struct request *rq)
+{
+	u64 key = (u64)rq;
+
+	return bpf_map_lookup_elem(&block_requests, &key);
+}
+
+static __always_inline struct block_state *block_make(struct request *rq)
+{
+	struct block_state *state = block_find(rq), zero = {};
+	u64 key = (u64)rq;
+
+	if (!state) {
+		bpf_map_update_elem(&block_requests, &key, &zero, BPF_NOEXIST);
+		state = block_find(rq);
+	}
+	if (!state)
+		count_lost(LOST_STATE);
+	return state;
+}
+
+/*
+ * Whether the cgroup that the kernel charges a request to is the one wanted. That also covers what is submitted on
+ * behalf of its tasks: writeback, throttled I/O. It answers only in the hierarchy that the io controller is in.
+ */
+static __always_inline bool block_charged_to_wanted(struct request *rq)
+{
+	struct cgroup *own, *charged;
+
+	if (!filter_cgroup || !bpf_core_field_exists(rq->bio->bi_blkg))
+		return false;
+	own = filter_cgroup_of((void *)bpf_get_current_task());
+	charged = BPF_CORE_READ(rq, bio, bi_blkg, blkcg, css.cgroup);
+	return charged && BPF_CORE_READ(charged, root) == BPF_CORE_READ(own, root) &&
+	       cgroup_ancestor_id(charged, filter_cgroup_level) == filter_cgroup;
+}
+
+static __always_inline void block_own(struct block_state *state, struct request *rq)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	__builtin_memset(state, 0, sizeof(*state));
+	state->wanted = filter_wants_current() || block_charged_to_wanted(rq);
+	if (!state->wanted)
+		return;
+	state->tgid = bpf_get_current_pid_tgid() >> 32;
+	BPF_CORE_READ_INTO(&state->comm, task, group_leader, comm);
+}
+
+/* At block_io_start: the request is new. */
+static __always_inline void block_started(const bool typed, struct request *rq)
+{
+	struct block_state *state;
+
+	if (block_disk && block_disk_of(typed, rq) != block_disk)
+		return;
+	state = block_make(rq);
+	if (state)
+		block_own(state, rq);
+}
+
+/* At block_rq_insert: it is new unless it comes back. */
+static __always_inline void block_inserted(const bool typed, struct request *rq)
+{
+	struct block_state *state;
+
+	if (block_disk && block_disk_of(typed, rq) != block_disk)
+		return;
+	state = block_make(rq);
+	if (!state || state->requeued)
+		return;
+	block_own(state, rq);
+	state->owned_ns = bpf_ktime_get_ns();
+}
+
+/* At block_rq_issue. The device has a request from its first issue on: if it was sent back, that is part of the wait.
+ */
+static __always_inline void block_issued(const bool typed, struct request *rq)
+{
+	struct block_state *state;
+
+	if (block_disk && block_disk_of(typed, rq) != block_disk)
+		return;
+	state = block_make(rq);
+	if (!state)
+		return;
+	if (state->requeued) {
+		state->requeued = 0;
+		return;
+	}
+	/* An owner noted before this request was made was that of another, which was merged away. */
+	if (block_owner == BLOCK_AT_INSERT && (!state->owned_ns || state->owned_ns < FIELD(rq, start_time_ns)))
+		block_own(state, rq);
+	state->issued_ns = bpf_ktime_get_ns();
+	state->bytes = FIELD(rq, __data_len);
+}
+
+/* At block_rq_requeue. */
+static __always_inline void block_requeued(struct request *rq)
+{
+	struct block_state *state = block_find(rq);
+
+	if (state && state->issued_ns)
+		state->requeued = 1;
+}
+
+/* At the completion that ends it: take what is known of a request, so that the next at this address starts anew. */
+static __always_inline bool block_take(struct request *rq, struct block_state *taken)
+{
+	struct block_state *state = block_find(rq);
+
+	if (!state)
+		return false;
+	*taken = *state;
+	state->owned_ns = 0;
+	state->issued_ns = 0;
+	state->requeued = 0;
+	state->wanted = 0;
+	return true;
+}
+
+/*
+ * The operation of a request that has ended. An empty write that never reached the driver was a flush (fsync), for
+ * which the kernel has sent a request of its own.
+ */
+static __always_inline u32 block_op_of(const bool typed, struct request *rq, u32 bytes, u64 issued_ns)
+{
+	if (!bytes && !issued_ns && !FIELD(rq, io_start_time_ns))
+		return OP_FLUSH;
+	return FIELD(rq, cmd_flags) & REQ_OP_MASK;
+}
+
+/* When the driver got a request, as far as known: one that was under way when tracing began may carry its own time,
+ * and one that never reached the driver counts from when it was made. */
+static __always_inline u64 block_issued_ns(const bool typed, struct request *rq, struct block_state *state)
+{
+	if (state->issued_ns)
+		return state->issued_ns;
+	return FIELD(rq, io_start_time_ns) ?: FIELD(rq, start_time_ns);
+}

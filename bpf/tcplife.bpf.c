@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause)
+/*
+ * TCP sessions, one event each when it ends.
+ *
+ * Whose a session is can only be learned where a process acts on it: the state also changes in softirq, on top of
+ * whatever runs there. A process that acts on a socket owns its lock (sk_lock.owned), and softirq never changes the
+ * state of a socket that is owned: it leaves the packet in the backlog, which the owner works off itself. So with the
+ * lock owned, current is the process; without, nobody is.
+ */
+#include "filter.bpf.h"
+#include "state.bpf.h"
+#include "stream.bpf.h"
+
+#define AF_INET	  2
+#define AF_INET6  10
+#define PORTS_MAX 16
+#define SOCK_DONE 1 /* enum sock_flags: a FIN has come */
+
+/* The one address family wanted, or 0. */
+const volatile u32 wanted_family = 0;
+/* The ports wanted, up to the first 0. */
+const volatile u16 wanted_local_ports[PORTS_MAX] = {};
+const volatile u16 wanted_remote_ports[PORTS_MAX] = {};
+
+struct tcplife_session {
+	u64 begin_ns; /* when it was established, or began to be; 0 where that was before the tool began */
+	u64 end_ns;   /* when it ended, while it waits for its owner to be known */
+	u32 pid;
+	u32 uid;
+	char comm[TASK_COMM_LEN];
+};
+SOCK_STATE(tcplife_sessions, struct tcplife_session);
+
+struct tcplife_event {
+	u64 begin_ns;
+	u64 end_ns;
+	u64 sent_bytes;
+	u64 received_bytes;
+	u32 pid;
+	u32 uid;
+	u16 local_port;
+	u16 remote_port;
+	u16 family;
+	u16 unused;
+	u8 local[16];
+	u8 remote[16];
+	char comm[TASK_COMM_LEN];
+};
+EXPORT_TYPE(tcplife_event);
+
+/* Sessions that have ended while a process not known yet holds their socket. */
+u64 tcplife_held = 0;
+
+static __always_inline bool wants_port(const volatile u16 *ports, u16 port)
+{
+	if (!ports[0])
+		return true;
+	for (int i = 0; i < PORTS_MAX && ports[i]; i++) {
+		if (ports[i] == port)
+			return true;
+	}
+	return false;
+}
+
+static __always_inline void own(struct tcplife_session *session)
+{
+	u64 id = bpf_get_current_pid_tgid();
+
+	session->pid = id >> 32;
+	session->uid = bpf_get_current_uid_gid();
+	bpf_get_current_comm(&session->comm, sizeof(session->comm));
+}
+
+static __always_inline void send_end(void *ctx, struct sock *sk, struct tcplife_session *session)
+{
+	struct tcp_sock *tp = (void *)sk;
+	struct tcplife_event event = {};
+
+	if (filter_tgid && session->pid != filter_tgid)
+		return;
+	/* Not skc_num, which is cleared when the port is given back. */
+	event.local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+	event.remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	if (!wants_port(wanted_local_ports, event.local_port) || !wants_port(wanted_remote_ports, event.remote_port))
+		return;
+	event.family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	if (event.family == AF_INET6) {
+		BPF_CORE_READ_INTO(&event.local, sk, __sk_common.skc_v6_rcv_saddr.in6_u.u6_addr8);
+		BPF_CORE_READ_INTO(&event.remote, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr8);
+		/* ::ffff:a.b.c.d is IPv4 on a socket of the other family. */
+		if (!*(u64 *)event.remote && *(u32 *)(event.remote + 8) == bpf_htonl(0xffff))
+			event.family = AF_INET;
+	}
+	if (event.family == AF_INET) {
+		u32 local = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
+		u32 remote = BPF_CORE_READ(sk, __sk_common.skc_daddr);
+
+		__builtin_memset(event.local, 0, sizeof(event.local));
+		__builtin_memset(event.remote, 0, sizeof(event.remote));
+		__builtin_memcpy(event.local, &local, sizeof(local));
+		__builtin_memcpy(event.remote, &remote, sizeof(remote));
+	}
+	if (wanted_family && event.family != wanted_family)
+		return;
+	event.begin_ns = session->begin_ns;
+	event.end_ns = session->end_ns;
+	event.pid = session->pid;
+	event.uid = session->uid;
+	__builtin_memcpy(event.comm, session->comm, sizeof(event.comm));
+	event.sent_bytes = BPF_CORE_READ(tp, bytes_sent) - BPF_CORE_READ(tp, bytes_retrans);
+	event.received_bytes = BPF_CORE_READ(tp, bytes_received);
+	/* The FIN takes a sequence number, which the kernel counts as a byte. */
+	if (event.received_bytes && BPF_CORE_READ(sk, __sk_common.skc_flags) & (1 << SOCK_DONE))
+		event.received_bytes -= 1;
+	stream_send(ctx, &event, sizeof(event));
+}
+
+/* The process that closes a socket, or connects it anew, is whose ended session it held. */
+static __always_inline void send_held(const bool typed, void *ctx, struct sock *sk, struct tcplife_session *session)
+{
+	atomic_add(&tcplife_held, -1);
+	if (FIELD(sk, sk_lock.owned))
+		own(session);
+	send_end(ctx, sk, session);
+	__builtin_memset(session, 0, sizeof(*session));
+}
+
+TRACEPOINT_HOOK(tcplife_state, inet_sock_set_state, struct sock *sk, int old, int new)
+{
+	struct tcplife_session *session;
+
+	if (old == TCP_LISTEN || new == TCP_LISTEN || FIELD(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	session = tcplife_sessions_make(sk);
+	if (!session)
+		return 0;
+	if (session->end_ns)
+		send_held(typed, ctx, sk, session);
+	if (new == TCP_SYN_SENT || new == TCP_SYN_RECV || new == TCP_ESTABLISHED)
+		session->begin_ns = bpf_ktime_get_ns();
+	if (!session->pid && FIELD(sk, sk_lock.owned))
+		own(session);
+	if (new != TCP_CLOSE)
+		return 0;
+	session->end_ns = bpf_ktime_get_ns();
+	if (!session->pid && FIELD(sk, sk_socket)) {
+		/* Reset by the peer while a process holds it: whose it is shows when that process closes it. */
+		atomic_add(&tcplife_held, 1);
+		return 0;
+	}
+	send_end(ctx, sk, session);
+	tcplife_sessions_drop(sk);
+	return 0;
+}
+
+TRACEPOINT_HOOK(tcplife_destroy, tcp_destroy_sock, struct sock *sk)
+{
+	struct tcplife_session *session = tcplife_sessions_find(sk);
+
+	if (session && session->end_ns) {
+		send_held(typed, ctx, sk, session);
+		tcplife_sessions_drop(sk);
+	}
+	return 0;
+}

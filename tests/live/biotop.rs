@@ -1,0 +1,134 @@
+//! biotop against processes whose requests are known to the byte.
+
+use serde_json::Value;
+use tests::disk::Disk;
+use tests::{Finished, Outcome, Tool, check, check_eq, live_tests};
+
+live_tests! {
+    submitters_are_exact,
+    submitters_are_exact_by_raw_tracepoint,
+    submitters_are_exact_by_insertion,
+    a_flush_belongs_to_who_asked,
+    the_pid_wanted_is_that_of_the_submitter,
+    no_interval_loses_a_request,
+    rows_are_sorted_and_limited,
+    text_has_the_columns_of_bcc,
+}
+
+/// Requests, bytes and average time of a process and operation on a disk, over all intervals.
+fn sum(finished: &Finished, disk: &Disk, pid: Option<u32>, op: &str) -> Outcome<(u64, u64)> {
+    let mut sums = (0, 0);
+    for record in finished.records()? {
+        for row in record["rows"].as_array().ok_or("no rows")? {
+            let wanted =
+                row["disk"] == disk.name.as_str() && row["op"] == op && pid.is_none_or(|pid| row["pid"] == pid);
+            if wanted {
+                sums.0 += row["io_count"].as_u64().ok_or("no count")?;
+                sums.1 += row["bytes"].as_u64().ok_or("no bytes")?;
+                check!(row["avg_ns"].as_u64() > Some(0), "{row}");
+                check_eq!(row["comm"], "blockio");
+            }
+        }
+    }
+    Ok(sums)
+}
+
+fn compare_submitters(args: &str) -> Outcome {
+    let disk = Disk::make()?;
+    let (mut reader, writer) = (disk.worker("r", 500, 4096)?, disk.worker("w", 300, 65536)?);
+    let tool = Tool::new("biotop").args(&format!("--json {args} 0.1")).start()?;
+    let before = disk.stat()?;
+    // Both at once, so that each runs while requests of the other end.
+    drop(reader.0.stdin.take());
+    let writer = Disk::work(writer)?;
+    let reader = Disk::work(reader)?;
+    let done = disk.stat()?.since(before);
+    let finished = tool.stop()?.clean()?;
+    check_eq!((done.reads, done.writes), (500, 300));
+    check_eq!(sum(&finished, &disk, Some(reader), "R")?, (500, 500 << 12));
+    check_eq!(sum(&finished, &disk, Some(writer), "W")?, (300, 300 << 16));
+    check_eq!((sum(&finished, &disk, None, "R")?.0, sum(&finished, &disk, None, "W")?.0), (500, 300));
+    check_eq!(finished.lost("keys")? + finished.lost("states")?, 0);
+    Ok(())
+}
+
+fn submitters_are_exact() -> Outcome {
+    compare_submitters("")
+}
+
+fn submitters_are_exact_by_raw_tracepoint() -> Outcome {
+    compare_submitters("--hook raw_tp")
+}
+
+fn submitters_are_exact_by_insertion() -> Outcome {
+    compare_submitters("--hook biotop_insert")
+}
+
+fn a_flush_belongs_to_who_asked() -> Outcome {
+    let disk = Disk::make()?;
+    let tool = Tool::new("biotop").args("--json").start()?;
+    let pid = Disk::work(disk.worker("b", 100, 4096)?)?;
+    let finished = tool.stop()?.clean()?;
+    check_eq!(sum(&finished, &disk, Some(pid), "F")?, (1, 0));
+    check_eq!(sum(&finished, &disk, None, "W")?.1, 100 << 12);
+    Ok(())
+}
+
+fn the_pid_wanted_is_that_of_the_submitter() -> Outcome {
+    let disk = Disk::make()?;
+    let (wanted, other) = (disk.worker("r", 200, 4096)?, disk.worker("w", 100, 4096)?);
+    let tool = Tool::new("biotop").args(&format!("--json -p {}", wanted.pid())).start()?;
+    Disk::work(other)?;
+    let wanted = Disk::work(wanted)?;
+    let finished = tool.stop()?.clean()?;
+    check_eq!(sum(&finished, &disk, Some(wanted), "R")?, (200, 200 << 12));
+    let rows: Vec<Value> =
+        finished.records()?.iter().flat_map(|record| record["rows"].as_array().cloned()).flatten().collect();
+    check!(rows.iter().all(|row| row["pid"] == wanted), "{rows:?}");
+    Ok(())
+}
+
+fn no_interval_loses_a_request() -> Outcome {
+    let disk = Disk::make()?;
+    let tool = Tool::new("biotop").args("--json 0.03").start()?;
+    for _ in 0..20 {
+        Disk::work(disk.worker("w", 300, 4096)?)?;
+    }
+    let finished = tool.stop()?.clean()?;
+    check!(finished.records()?.len() > 3, "{}", finished.stdout);
+    check_eq!(sum(&finished, &disk, None, "W")?, (6000, 6000 << 12));
+    Ok(())
+}
+
+fn rows_are_sorted_and_limited() -> Outcome {
+    let disk = Disk::make()?;
+    for (by, first) in [("bytes", "W"), ("io", "R"), ("kbytes", "W")] {
+        let tool = Tool::new("biotop").args(&format!("--json -s {by} 60")).start()?;
+        Disk::work(disk.worker("r", 400, 4096)?)?;
+        Disk::work(disk.worker("w", 200, 65536)?)?;
+        let records = tool.stop()?.clean()?.records()?;
+        let rows = records[0]["rows"].as_array().ok_or("no rows")?;
+        let own = rows.iter().find(|row| row["disk"] == disk.name.as_str()).ok_or("no row of the disk")?;
+        check_eq!(own["op"], first, "{by}");
+    }
+    let tool = Tool::new("biotop").args("--json --maxrows 1 60").start()?;
+    Disk::work(disk.worker("r", 10, 4096)?)?;
+    Disk::work(disk.worker("w", 20, 4096)?)?;
+    check_eq!(tool.stop()?.clean()?.records()?[0]["rows"].as_array().map(Vec::len), Some(1));
+    Ok(())
+}
+
+fn text_has_the_columns_of_bcc() -> Outcome {
+    let disk = Disk::make()?;
+    let tool = Tool::new("biotop").args("60").start()?;
+    let pid = Disk::work(disk.worker("w", 100, 65536)?)?;
+    let finished = tool.stop()?.clean()?;
+    let text = &finished.stdout;
+    check!(!text.contains('\x1b'), "{text}");
+    check!(text.contains(" loadavg: "), "{text}");
+    check!(text.contains("\nPID     COMM             D MAJ MIN DISK       I/O  Kbytes  AVGms\n"), "{text}");
+    let minor = disk.name.trim_start_matches("loop");
+    let row = format!("\n{pid:<7} blockio          W 7   {minor:<3} {:<8}   100    6400 ", disk.name);
+    check!(text.contains(&row), "{row} is not in {text}");
+    Ok(())
+}

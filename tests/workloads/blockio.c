@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * So many requests of a known size to a block device, by this process and no other.
+ *
+ * blockio DEVICE r|w|b COUNT SIZE: read, write, or write through the page cache with one fsync at the end; begins when
+ * its standard input has a byte or ends.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+int main(int argc, char **argv)
+{
+	long count, size, i;
+	char go, *block;
+	int fd, kind;
+
+	if (argc != 5)
+		return 2;
+	kind = argv[2][0];
+	count = atol(argv[3]);
+	size = atol(argv[4]);
+	fd = open(argv[1], O_RDWR | O_CLOEXEC | (kind == 'b' ? 0 : O_DIRECT));
+	if (fd < 0 || posix_memalign((void **)&block, 4096, size)) {
+		perror(argv[1]);
+		return 1;
+	}
+	memset(block, 'x', size);
+	if (read(0, &go, 1) < 0)
+		return 1;
+	for (i = 0; i < count; i++) {
+		/* Of 16 MiB, so that the device need not be large. */
+		off_t at = i * size % (16 << 20);
+
+		if ((kind == 'r' ? pread(fd, block, size, at) : pwrite(fd, block, size, at)) != size) {
+			perror(argv[2]);
+			return 1;
+		}
+	}
+	return kind == 'b' && fsync(fd) ? 1 : 0;
+}

@@ -1,0 +1,3 @@
+//! The `biolatency` binary.
+
+tools::main!(biolatency);

@@ -1,0 +1,3 @@
+//! The `biotop` binary.
+
+tools::main!(biotop);

@@ -1,0 +1,3 @@
+//! The `execsnoop` binary.
+
+tools::main!(execsnoop);

@@ -1,0 +1,3 @@
+//! The `tcplife` binary.
+
+tools::main!(tcplife);

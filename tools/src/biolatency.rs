@@ -1,0 +1,161 @@
+//! biolatency: how long block I/O takes.
+
+use std::mem::MaybeUninit;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use bpf::biolatency::{BiolatencySkel, BiolatencySkelBuilder, types::block_owner};
+use clap::Parser;
+use common::cli::{Format, Interval, Output, Tool};
+use common::disk::{self, Commands, Disk};
+use common::hist::{Histograms, Reader, Section, Unit};
+use common::load::{Hook, Loader, hook};
+use common::out::Out;
+use common::session::{Report, Run};
+use common::target::Target;
+use libbpf_rs::skel::Skel;
+use serde_json::{Map, json};
+
+/// Show how long block I/O takes, as a histogram
+///
+/// The time of a request is from when the driver gets it to when it has ended. Merged requests count as one, and so do
+/// requests that end in parts: the counts are those of /sys/block/DISK/stat.
+#[derive(Parser)]
+#[command(name = "biolatency", version)]
+pub struct Args {
+    #[command(flatten)]
+    interval: Interval,
+    /// Show the time of day above each summary
+    #[arg(short = 'T', long)]
+    timestamp: bool,
+    /// Show milliseconds, not microseconds
+    #[arg(short, long)]
+    milliseconds: bool,
+    /// Count from when the request was made: with the time it waits in the kernel, before it is issued
+    #[arg(short = 'Q', long)]
+    queued: bool,
+    /// A histogram for each disk
+    #[arg(short = 'D', long)]
+    disks: bool,
+    /// A histogram for each set of flags of the request
+    #[arg(short = 'F', long, alias = "flag")]
+    flags: bool,
+    /// Only this disk, or the disk of this partition; --disk without a name is the same as -D
+    #[arg(short, long, value_name = "DISK")]
+    disk: Option<Option<String>>,
+    /// Only I/O of tasks in this cgroup or below: submitted by them, or charged to it
+    #[arg(short, long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+    /// Add a line with average, total and count below each histogram
+    #[arg(short, long)]
+    extension: bool,
+    /// The same as --json
+    #[arg(short, conflicts_with = "format")]
+    json_lines: bool,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    tool: Tool,
+}
+
+struct View<'a> {
+    out: Out,
+    skel: &'a BiolatencySkel<'a>,
+    reader: Reader,
+    histograms: Histograms,
+    ids: Ids,
+}
+
+/// What an id of biolatency.bpf.c stands for: the disk in its upper half, the command and its flags in the lower.
+struct Ids {
+    by_disk: bool,
+    commands: Option<Commands>,
+}
+
+impl Ids {
+    fn section(&self, id: u64) -> Option<Section> {
+        let (disk, command) = (Disk((id >> 32) as u32), id as u32);
+        let (mut titles, mut fields) = (Vec::new(), Map::new());
+        if self.by_disk {
+            let name = disk.name().to_string();
+            titles.push(format!("disk = {name}"));
+            fields.insert("disk".into(), json!(name));
+            fields.insert("major".into(), json!(disk.major()));
+            fields.insert("minor".into(), json!(disk.minor()));
+        }
+        if let Some(commands) = &self.commands {
+            let flags = commands.describe(command);
+            titles.push(format!("flags = {flags}"));
+            fields.insert("flags".into(), json!(flags));
+        }
+        (!titles.is_empty()).then(|| Section { title: titles.join("\t"), fields })
+    }
+}
+
+impl Report for View<'_> {
+    fn out(&mut self) -> &mut Out {
+        &mut self.out
+    }
+
+    fn started(&mut self) -> Result<()> {
+        self.out.remark("Tracing block device I/O... Hit Ctrl-C to end.");
+        Ok(())
+    }
+
+    fn interval(&mut self) -> Result<()> {
+        let by_id = self.reader.read(self.skel.object())?;
+        self.histograms.print_sections(&mut self.out, &by_id, |id| self.ids.section(id));
+        Ok(())
+    }
+}
+
+const REQUESTS: [Hook; 3] = [hook("biolatency_issue"), hook("biolatency_requeue"), hook("biolatency_complete")];
+/// With the owner of each request.
+const OWNED: [Hook; 4] = [REQUESTS[0], REQUESTS[1], REQUESTS[2], hook("biolatency_start")];
+const OWNED_BEFORE_6_5: [Hook; 4] = [REQUESTS[0], REQUESTS[1], REQUESTS[2], hook("biolatency_insert")];
+
+/// Run the tool.
+///
+/// # Errors
+/// As [`common::fault`] classifies them.
+pub fn run(args: Args) -> Result<()> {
+    let by_disk = args.disks || args.disk == Some(None);
+    let named = args.disk.flatten().as_deref().map(disk::find).transpose()?;
+    let unit = Unit::msecs_if(args.milliseconds);
+    let target = Target { cgroup: args.cgroup, ..Target::default() };
+
+    let loader = Loader::new(&args.tool)?;
+    let commands = args.flags.then(|| Commands::read(&loader)).transpose()?;
+    let mut object = MaybeUninit::uninit();
+    let mut open = loader.open(BiolatencySkelBuilder::default(), &mut object)?;
+    let hooks = match target.cgroup {
+        Some(_) => loader.first_accepted(&open, &[&OWNED, &OWNED_BEFORE_6_5])?,
+        None => &REQUESTS,
+    };
+    let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
+    knobs.queued = args.queued;
+    knobs.by_disk = by_disk;
+    knobs.shown_flags = commands.as_ref().map_or(0, Commands::mask);
+    knobs.block_owner = match hooks {
+        hooks if hooks == OWNED => block_owner::BLOCK_AT_START,
+        hooks if hooks == OWNED_BEFORE_6_5 => block_owner::BLOCK_AT_INSERT,
+        _ => block_owner::BLOCK_UNOWNED,
+    };
+    let keyed = by_disk || args.flags;
+    unit.configure(&mut open, keyed)?;
+    disk::configure(&loader, &mut open, named.as_ref().map(|named| named.disk))?;
+    let loaded = loader.load(open, hooks, &target)?;
+
+    if let Some(remark) = named.and_then(|named| named.remark) {
+        out::warn(remark);
+    }
+    let format = if args.json_lines { Format::Json } else { args.output.format() };
+    let mut view = View {
+        out: Out::new(format),
+        skel: &loaded.skel,
+        reader: Reader::new(unit, keyed),
+        histograms: Histograms::new(None, args.timestamp).with_totals(args.extension),
+        ids: Ids { by_disk, commands },
+    };
+    loaded.run(&Run::from(&args.interval), &mut view)
+}

@@ -1,0 +1,265 @@
+//! execsnoop: which programs are executed, by whom, with which arguments.
+
+use std::mem::MaybeUninit;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use bpf::execsnoop::{ExecsnoopSkelBuilder, types::execsnoop_event};
+use clap::Parser;
+use common::cli::{self, Output, Tool};
+use common::load::{Loader, hook};
+use common::out::{Cell, Column, Out, Rows};
+use common::session::{Report, Run, decode};
+use common::target::Target;
+use common::text::Text;
+use common::time::{WallClock, monotonic_ns, time_of_day};
+
+/// Trace the execution of programs: execve(2) and execveat(2), by any thread of 64-bit and 32-bit programs
+#[derive(Parser)]
+#[command(name = "execsnoop", version)]
+pub struct Args {
+    /// Show the time of day
+    #[arg(short = 'T', long)]
+    time: bool,
+    /// Show the seconds since the start
+    #[arg(short, long)]
+    timestamp: bool,
+    /// Show executions that failed, too
+    #[arg(short = 'x', long)]
+    fails: bool,
+    /// Only this user (id or name)
+    #[arg(short, long, value_parser = cli::user)]
+    uid: Option<u32>,
+    /// Put each argument in quotation marks
+    #[arg(short, long)]
+    quote: bool,
+    /// Only processes whose name, after the execution, contains this
+    #[arg(short, long)]
+    name: Option<String>,
+    /// Only command lines of which a word contains this
+    #[arg(short, long)]
+    line: Option<String>,
+    /// Show the user
+    #[arg(short = 'U', long)]
+    print_uid: bool,
+    /// Show the CPU
+    #[arg(short = 'C', long)]
+    print_cpu: bool,
+    /// Show the name of the parent process
+    #[arg(short = 'M', long)]
+    print_pcomm: bool,
+    /// Show at most this many words of a command line; without it, all
+    #[arg(long, value_name = "COUNT", value_parser = cli::count, allow_negative_numbers = true)]
+    max_args: Option<u64>,
+    /// Only children of this process
+    #[arg(short = 'P', long, value_name = "PID", value_parser = cli::pid, allow_negative_numbers = true)]
+    ppid: Option<u32>,
+    /// Only processes in this cgroup or below it
+    #[arg(short, long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+    /// Only processes in the cgroups of this pinned BPF map
+    #[arg(long, value_name = "PATH")]
+    cgroupmap: Option<PathBuf>,
+    /// Only processes in the mount namespaces of this pinned BPF map
+    #[arg(long, value_name = "PATH")]
+    mntnsmap: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    tool: Tool,
+}
+
+const COLUMNS: &[Column] = &[
+    Column::left("time_unix_ns", "TIME", 8, "when the program was executed, or the call failed"),
+    Column::left("since_start_ns", "TIME(s)", 8, "the same, since the tool started"),
+    Column::left("uid", "UID", 6, "real user id, after the execution"),
+    Column::left("cpu", "CPU", 4, "CPU on which it happened"),
+    Column::left("comm", "PCOMM", 16, "name of the process, after the execution"),
+    Column::left("pid", "PID", 6, "process"),
+    Column::left("tid", "TID", 6, "thread that made the call"),
+    Column::left("ppid", "PPID", 6, "parent process"),
+    Column::left("parent_comm", "PARENT", 16, "name of the parent process"),
+    Column::right("ret", "RET", 3, "0, or the error number negated"),
+    Column::left("filename", "FILENAME", 0, "path that was executed, as given"),
+    Column::left("argv", "ARGV", 0, "arguments; of a script those of its interpreter"),
+    Column::right("truncated", "CUT", 0, "whether arguments are missing because they did not fit or could not be read"),
+    Column::left("args", "ARGS", 0, "command line: the path, then the arguments after the first"),
+];
+
+struct View {
+    out: Out,
+    rows: Rows,
+    clock: WallClock,
+    start_ns: u64,
+    quote: bool,
+    words: usize,
+    line: Option<String>,
+}
+
+impl Report for View {
+    fn out(&mut self) -> &mut Out {
+        &mut self.out
+    }
+
+    fn started(&mut self) -> Result<()> {
+        self.start_ns = monotonic_ns();
+        self.rows.header(&mut self.out);
+        Ok(())
+    }
+
+    fn event(&mut self, record: &[u8]) -> Result<()> {
+        let (event, text) = decode::<execsnoop_event>(record).context("a malformed event")?;
+        let (filename, args) = text.split_at_checked(event.filename_size.into()).context("a malformed event")?;
+        let args = args.get(..event.args_size as usize).context("a malformed event")?;
+        let (filename, argv) = (path(filename, event.dirfd), split(args));
+        let words = command_line(&filename, &argv, event.is_script != 0);
+        let is_wanted = |line: &String| words.iter().any(|word| word.to_string().contains(line));
+        if self.line.as_ref().is_some_and(|line| !is_wanted(line)) {
+            return Ok(());
+        }
+        let truncated = event.truncated != 0;
+        let line = shown(&words, self.words, self.quote, truncated);
+        let time_ns = self.clock.unix_ns(event.time_ns);
+        let since_start_ns = event.time_ns.saturating_sub(self.start_ns);
+        self.rows.row(
+            &mut self.out,
+            &[
+                Cell::Shown(time_of_day(time_ns), time_ns as i64),
+                Cell::Shown(format!("{:.3}", since_start_ns as f64 / 1e9), since_start_ns as i64),
+                Cell::Uint(event.uid.into()),
+                Cell::Uint(event.cpu.into()),
+                Cell::Text(Text::from_c(&event.comm)),
+                Cell::Uint(event.pid.into()),
+                Cell::Uint(event.tid.into()),
+                Cell::Uint(event.ppid.into()),
+                Cell::Text(Text::from_c(&event.parent_comm)),
+                Cell::Int(event.ret.into()),
+                Cell::Text(filename),
+                Cell::List(&argv),
+                Cell::Flag("cut", truncated),
+                Cell::Str(&line),
+            ],
+        )
+    }
+}
+
+/// The path of a call; relative to a descriptor it reads as the kernel names it in a success, /dev/fd/N/PATH.
+fn path(bytes: &[u8], dirfd: i32) -> Text<'_> {
+    let given = Text::until_nul(bytes);
+    if dirfd == libc::AT_FDCWD || given.bytes().starts_with(b"/") {
+        return given;
+    }
+    let mut full = format!("/dev/fd/{dirfd}").into_bytes();
+    if !given.is_empty() {
+        full.push(b'/');
+        full.extend_from_slice(given.bytes());
+    }
+    Text::new(full)
+}
+
+/// NUL-terminated words; the last may have been cut before its NUL.
+fn split(args: &[u8]) -> Vec<Text<'_>> {
+    if args.is_empty() {
+        return Vec::new();
+    }
+    args.strip_suffix(b"\0").unwrap_or(args).split(|&byte| byte == 0).map(Text::new).collect()
+}
+
+/// The words of a command line. What a program calls itself (its first argument) gives way to the path executed; the
+/// kernel has put a script's path among the arguments of its interpreter.
+fn command_line<'a>(filename: &Text<'a>, argv: &[Text<'a>], is_script: bool) -> Vec<Text<'a>> {
+    if is_script && !argv.is_empty() {
+        return argv.to_vec();
+    }
+    std::iter::once(filename.clone()).chain(argv.iter().skip(1).cloned()).collect()
+}
+
+/// At most `limit` words as one line, and `...` where some are missing.
+fn shown(words: &[Text<'_>], limit: usize, quote: bool, truncated: bool) -> String {
+    let word = |word: &Text<'_>| match word.to_string() {
+        // A backslash was already doubled, so a quotation mark with one before it is never the end of the word.
+        text if quote => format!("\"{}\"", text.replace('"', "\\\"")),
+        text => text,
+    };
+    let mut shown: Vec<String> = words.iter().take(limit).map(word).collect();
+    if truncated || words.len() > limit {
+        shown.push("...".into());
+    }
+    shown.join(" ")
+}
+
+/// Run the tool.
+///
+/// # Errors
+/// As [`common::fault`] classifies them.
+pub fn run(args: Args) -> Result<()> {
+    let target = Target {
+        uid: args.uid,
+        ppid: args.ppid,
+        comm: args.name,
+        cgroup: args.cgroup,
+        cgroupmap: args.cgroupmap,
+        mntnsmap: args.mntnsmap,
+        ..Target::default()
+    };
+    let loader = Loader::new(&args.tool)?;
+    let mut object = MaybeUninit::uninit();
+    let open = loader.open(ExecsnoopSkelBuilder::default(), &mut object)?;
+    let hooks = [hook("execsnoop_exec"), hook("execsnoop_exit")];
+    let loaded = loader.load(open, if args.fails { &hooks } else { &hooks[..1] }, &target)?;
+
+    let shown = |key: &str| match key {
+        "time_unix_ns" => args.time,
+        "since_start_ns" => args.timestamp,
+        "uid" => args.print_uid,
+        "cpu" => args.print_cpu,
+        "parent_comm" => args.print_pcomm,
+        "tid" | "filename" | "argv" | "truncated" => false,
+        _ => true,
+    };
+    let mut view = View {
+        out: Out::new(args.output.format()),
+        rows: Rows::new(COLUMNS, shown),
+        clock: WallClock::default(),
+        start_ns: 0,
+        quote: args.quote,
+        words: args.max_args.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX)),
+        line: args.line,
+    };
+    loaded.run(&Run::default(), &mut view)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_keep_their_borders() {
+        assert_eq!(split(b"a\0\0b c\0"), [Text::new(b"a"), Text::new(b""), Text::new(b"b c")]);
+        assert_eq!(split(b"a\0cu"), [Text::new(b"a"), Text::new(b"cu")]);
+        assert_eq!(split(b"\0"), [Text::new(b"")]);
+        assert_eq!(split(b""), []);
+    }
+
+    #[test]
+    fn the_path_stands_for_the_first_argument() {
+        let line = |is_script| shown(&command_line(&Text::new(b"/bin/x"), &split(b"-x\0a\0"), is_script), 9, false, false);
+        assert_eq!(line(false), "/bin/x a");
+        assert_eq!(line(true), "-x a");
+    }
+
+    #[test]
+    fn quotes_are_unambiguous() {
+        let line = |args, limit, truncated| shown(&split(args), limit, true, truncated);
+        assert_eq!(line(b"a b\0c\0", 9, false), r#""a b" "c""#);
+        assert_eq!(line(b"a\" \"b\0", 9, true), r#""a\" \"b" ..."#);
+        assert_eq!(line(b"a\\\0b\0", 1, false), r#""a\\" ..."#);
+    }
+
+    #[test]
+    fn a_descriptor_is_a_path() {
+        assert_eq!(path(b"\0", 5).to_string(), "/dev/fd/5");
+        assert_eq!(path(b"x\0", 5).to_string(), "/dev/fd/5/x");
+        assert_eq!(path(b"x\0", libc::AT_FDCWD).to_string(), "x");
+    }
+}
