@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::mem::size_of;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::{Link, ProgramMut};
@@ -50,6 +50,71 @@ impl Clock {
 pub struct Sampler {
     clock: Clock,
     events: Vec<(u32, OwnedFd)>,
+    throttling: Throttling,
+}
+
+/// Tells how often the kernel suspended an event because its samples took too much time
+/// (kernel.perf_cpu_time_max_percent, perf_event_max_sample_rate).
+#[derive(Default)]
+pub struct Throttling(Vec<EventBuffer>);
+
+impl Throttling {
+    /// How often, over all CPUs; as far as the kernel let us listen.
+    pub fn count(&self) -> u64 {
+        self.0.iter().map(EventBuffer::throttled).sum()
+    }
+}
+
+/// The buffer of one event, to which the kernel writes what befalls it: samples go to the program instead.
+struct EventBuffer {
+    start: *mut u8,
+    size: usize,
+    page: usize,
+}
+
+impl EventBuffer {
+    /// Data pages: room for a thousand records.
+    const PAGES: usize = 16;
+
+    fn map(event: &OwnedFd) -> Option<Self> {
+        // SAFETY: a plain query.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
+        let size = page * (1 + Self::PAGES);
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a fresh mapping of a descriptor that we own; the result is checked.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), size, access, libc::MAP_SHARED, event.as_raw_fd(), 0) };
+        (start != libc::MAP_FAILED).then_some(Self { start: start.cast(), size, page })
+    }
+
+    /// The records of throttling among those written so far. Nothing is taken out, so the first that fit are counted.
+    fn throttled(&self) -> u64 {
+        let header = self.start.cast::<libbpf_sys::perf_event_mmap_page>();
+        // SAFETY: the first page of the mapping is this struct; the kernel writes `data_head`, hence volatile.
+        let head = unsafe { (&raw const (*header).data_head).read_volatile() } as usize;
+        std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
+        // SAFETY: the data pages follow the first; the kernel has written the bytes below `head`, and as nothing is
+        // taken out, it writes no byte twice.
+        let data = unsafe { std::slice::from_raw_parts(self.start.add(self.page), head.min(self.size - self.page)) };
+        let (mut at, mut count) = (0, 0);
+        // struct perf_event_header: type, misc, size
+        while let Some(record) = data.get(at..at + 8) {
+            let size = usize::from(u16::from_ne_bytes([record[6], record[7]]));
+            if size < 8 {
+                break;
+            }
+            let kind = u32::from_ne_bytes([record[0], record[1], record[2], record[3]]);
+            count += u64::from(kind == libbpf_sys::PERF_RECORD_THROTTLE);
+            at += size;
+        }
+        count
+    }
+}
+
+impl Drop for EventBuffer {
+    fn drop(&mut self) {
+        // SAFETY: mapped with this address and size, and no reference to it outlives `self`.
+        unsafe { libc::munmap(self.start.cast(), self.size) };
+    }
 }
 
 impl Sampler {
@@ -81,7 +146,14 @@ impl Sampler {
                 Err(error) => return Err(explain(error, rate)),
             }
         }
-        Ok(Self { clock, events })
+        // Without the right to lock memory for it, sampling goes on all the same.
+        let throttling = Throttling(events.iter().filter_map(|(_, event)| EventBuffer::map(event)).collect());
+        Ok(Self { clock, events, throttling })
+    }
+
+    /// What listens for throttling, from now on.
+    pub fn throttling(&mut self) -> Throttling {
+        std::mem::take(&mut self.throttling)
     }
 
     /// What drives the samples.

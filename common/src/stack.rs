@@ -257,6 +257,11 @@ impl Stacks {
         Self { traced: true, ..Self::default() }
     }
 
+    /// Note what these processes have mapped before their first stacks come.
+    pub fn expect(&mut self, pids: &[u32]) {
+        pids.iter().for_each(|pid| self.symbols.expect(*pid));
+    }
+
     /// Take one record of the stream. False when it is not of a stack but of the tool.
     pub fn event(&mut self, record: &[u8]) -> bool {
         let word = |index: usize| record.get(index * 8..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));

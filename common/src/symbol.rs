@@ -206,11 +206,32 @@ impl Mapped {
     }
 }
 
+/// All mapped files, each once.
+#[derive(Debug, Default)]
+struct Files {
+    opened: Vec<Mapped>,
+    /// Index by device and inode.
+    indices: HashMap<(u64, u64), usize>,
+}
+
+impl Files {
+    fn open(&mut self, tgid: u32, mapping: &Mapping) {
+        if let Backing::File { id, path, .. } = &mapping.backing
+            && !self.indices.contains_key(id)
+        {
+            let keep = self.opened.len() < OPEN_FILES_MAX;
+            self.indices.insert(*id, self.opened.len());
+            self.opened.push(Mapped::open(tgid, mapping, path, keep));
+        }
+    }
+}
+
 /// Knows where addresses belong, and their names.
 pub struct Symbols {
     images: HashMap<Space, Image>,
-    files: Vec<Mapped>,
-    file_ids: HashMap<(u64, u64), usize>,
+    /// What processes had mapped before any stack of theirs came.
+    expected: HashMap<u32, Vec<Mapping>>,
+    files: Files,
     names: HashMap<Place, Option<Symbol>>,
     symbolizer: Symbolizer,
     /// Process ids mean nothing to us inside a PID namespace.
@@ -221,8 +242,8 @@ impl Default for Symbols {
     fn default() -> Self {
         Self {
             images: HashMap::new(),
-            files: Vec::new(),
-            file_ids: HashMap::new(),
+            expected: HashMap::new(),
+            files: Files::default(),
             names: HashMap::new(),
             // Names from the symbol tables only: reading debug information takes seconds.
             symbolizer: Symbolizer::builder().enable_auto_reload(false).enable_code_info(false).build(),
@@ -232,6 +253,18 @@ impl Default for Symbols {
 }
 
 impl Symbols {
+    /// Note what this process has mapped now: should its first stack be that with which it ends, it will be too late.
+    pub fn expect(&mut self, tgid: u32) {
+        if !self.ids_are_ours {
+            return;
+        }
+        let mappings = read_mappings(tgid);
+        for mapping in &mappings {
+            self.files.open(tgid, mapping);
+        }
+        self.expected.insert(tgid, mappings);
+    }
+
     /// Note what the process of a user stack has mapped around its frames. To be called soon, while it lives.
     pub fn see(&mut self, space: Space, addresses: &[u64]) {
         if !self.ids_are_ours {
@@ -242,19 +275,20 @@ impl Symbols {
         let due = image.looked.is_none_or(|looked| looked.elapsed() >= image.look_again);
         if due && addresses.iter().any(|address| image.mapping(*address).is_none()) {
             image.look(tgid);
+            // It has gone, and was what we expected.
+            if image.mappings.is_empty()
+                && let Some(expected) = self.expected.get(&tgid)
+            {
+                image.mappings.clone_from(expected);
+            }
         }
         for address in addresses {
             let Some(mapping) = image.mapping(*address) else {
                 continue;
             };
+            self.files.open(tgid, mapping);
             match &mapping.backing {
-                Backing::File { id, path, .. } => {
-                    if !self.file_ids.contains_key(id) {
-                        let keep = self.files.len() < OPEN_FILES_MAX;
-                        self.file_ids.insert(*id, self.files.len());
-                        self.files.push(Mapped::open(tgid, mapping, path, keep));
-                    }
-                }
+                Backing::File { .. } => {}
                 Backing::Made if image.perf_map.is_none() => image.perf_map = open_perf_map(tgid),
                 Backing::Made | Backing::Vdso => {}
             }
@@ -304,7 +338,7 @@ impl Symbols {
         }
         self.look_up(&kernel_source(), &kernel, Input::AbsAddr, Place::Kernel);
         for (file, offsets) in files {
-            let elf = Elf { debug_syms: false, ..Elf::new(self.files[file].path()) };
+            let elf = Elf { debug_syms: false, ..Elf::new(self.files.opened[file].path()) };
             self.look_up(&Source::Elf(elf), &offsets, Input::FileOffset, |offset| Place::File(file, offset));
         }
         self.look_up_vdso(&vdso);
@@ -320,7 +354,7 @@ impl Symbols {
         let mapping = self.images.get(&space)?.mapping(address)?;
         let distance = address - mapping.start;
         match &mapping.backing {
-            Backing::File { id, .. } => Some(Place::File(*self.file_ids.get(id)?, distance + mapping.offset)),
+            Backing::File { id, .. } => Some(Place::File(*self.files.indices.get(id)?, distance + mapping.offset)),
             Backing::Vdso => Some(Place::Vdso(distance)),
             Backing::Made => Some(Place::Made(space, address)),
         }

@@ -150,16 +150,17 @@ fn cgroups_take_and_leave_by_insertion() -> Outcome {
 
 fn intervals_add_up() -> Outcome {
     let disk = Disk::make()?;
-    let tool = Tool::new("biolatency").args(&format!("-j -d {} 0.05", disk.name)).start()?;
+    let tool = Tool::new("biolatency").args(&format!("-j -d {} 0.02", disk.name)).start()?;
     let before = disk.stat()?;
     for _ in 0..20 {
-        Disk::work(disk.worker("w", 200, 4096)?)?;
+        Disk::work(disk.worker("w", 500, 4096)?)?;
     }
     let done = disk.stat()?.since(before);
     let records = tool.stop()?.clean()?.records()?;
     check!(records.len() > 2, "{}", records.len());
     let counted: u64 = records.iter().map(|record| record["histograms"][0]["count"].as_u64().unwrap_or(0)).sum();
-    check_eq!(counted, done.requests());
+    // Some kernels do not run the programs of a tracepoint for a few of 100 000 requests, whatever the tool (see the page).
+    check!(counted <= done.requests() && done.requests() - counted <= 5, "{counted} of {done:?}");
     Ok(())
 }
 

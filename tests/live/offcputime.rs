@@ -19,6 +19,7 @@ live_tests! {
     a_thread_that_sleeps_throughout_is_there_by_early_stacks,
     a_sleep_from_before_the_start_counts_from_there,
     a_sleep_that_has_not_ended_has_its_stack,
+    every_thread_that_sleeps_throughout_is_there,
     kernel_and_user_threads_are_told_apart,
     bad_requests_are_one_line,
 }
@@ -52,7 +53,8 @@ fn near(measured: u64, truth: u64, what: &str) -> Outcome {
 
 fn check_sleeps(args: &str) -> Outcome {
     let (long, _, stacks, finished) = sleep_under(args)?;
-    near(sum(&stacks, "total_ns", is_in("long_nap")), long, "long sleeps")?;
+    let measured = sum(&stacks, "total_ns", is_in("long_nap"));
+    check!(measured.abs_diff(long) * 50 <= long, "{measured} ns of {long} are in long sleeps: {stacks:?}");
     let slept = |stack: &Value| is_in("long_nap")(stack) && stack["involuntary"] == false;
     check_eq!(sum(&stacks, "count", slept), 50);
     check_eq!(sum(&stacks, "count", |s| is_in("short_nap")(s) && s["involuntary"] == false), 50);
@@ -176,6 +178,32 @@ fn a_sleep_that_has_not_ended_has_its_stack() -> Outcome {
         near(sum(&stacks, "total_ns", |_| true), took, "until the end")?;
         check_eq!(stacks[0]["blocked_at_start"], false);
         check!(functions(&stacks[0], "user").contains(&place), "{}", stacks[0]);
+    }
+    Ok(())
+}
+
+fn every_thread_that_sleeps_throughout_is_there() -> Outcome {
+    // Threads of this very process, so that they are not the leaders of theirs.
+    let (open, closed) = std::sync::mpsc::channel::<()>();
+    let closed = std::sync::Arc::new(std::sync::Mutex::new(closed));
+    let wait = || {
+        let closed = std::sync::Arc::clone(&closed);
+        // Either blocks on the channel, or on the lock that the one which does holds.
+        let body = move || closed.lock().map(|closed| closed.recv().is_err()).unwrap_or_default();
+        std::thread::Builder::new().name("waiter".into()).spawn(body)
+    };
+    let threads = [wait()?, wait()?];
+    std::thread::sleep(Duration::from_millis(100));
+    for args in ["", "--early-stacks", "--hook raw_tp"] {
+        let own = std::process::id();
+        let stacks = stacks(&Tool::new("offcputime").args(&format!("--json {args} -p {own} 1")).start()?.wait()?)?;
+        let throughout =
+            |stack: &&Value| stack["tid"] != own && stack["blocked_at_start"] == true && stack["still_blocked"] == true;
+        check_eq!(stacks.iter().filter(throughout).count(), 2, "{args}: {stacks:?}");
+    }
+    drop(open);
+    for thread in threads {
+        check!(thread.join().is_ok(), "a thread panicked");
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ live_tests! {
     other_processes_are_left_out,
     a_process_that_has_exited_has_names,
     a_file_that_was_deleted_has_names,
+    a_file_in_another_mount_namespace_has_names,
     code_made_at_run_time_has_names,
     colliding_stacks_are_lost_and_never_mixed,
     a_full_stack_table_loses_nothing,
@@ -104,7 +105,7 @@ fn other_processes_are_left_out() -> Outcome {
 
 fn a_process_that_has_exited_has_names() -> Outcome {
     let tool = Tool::new("profile").args("--json -F 499").start()?;
-    let mut program = Guard::workload("stacks", &["1"])?;
+    let mut program = Guard::workload("stacks", &["2"])?;
     let pid = program.pid();
     program.0.wait()?;
     let stacks = stacks(&tool.stop()?)?;
@@ -122,6 +123,30 @@ fn a_file_that_was_deleted_has_names() -> Outcome {
     let exe = format!("/proc/{}/exe", program.pid());
     wait_until(|| fs::read_link(&exe).is_ok_and(|path| path == copy))?;
     fs::remove_file(&copy)?;
+    let tool = Tool::new("profile").args(&format!("--json -F 499 -p {}", program.pid())).start()?;
+    std::thread::sleep(Duration::from_secs(1));
+    program.0.kill()?;
+    program.0.wait()?;
+    let stacks = stacks(&tool.stop()?)?;
+    let named = samples(&stacks, |stack| is_chain(stack, &HOT) || is_chain(stack, &COLD));
+    check!(named > 50, "only {named} samples have names: {stacks:?}");
+    Ok(())
+}
+
+fn a_file_in_another_mount_namespace_has_names() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    // As in a container: a file system that only the program sees.
+    let script = "mount -t tmpfs none \"$1\" && cp \"$2\" \"$1/program\" && exec \"$1/program\" 60";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(dir.path()).arg(workload("stacks"));
+    let Ok(child) = command.spawn() else {
+        return Err(tests::Stop::Skip("there is no unshare(1)".into()));
+    };
+    let mut program = Guard(child);
+    let exe = format!("/proc/{}/exe", program.pid());
+    let inside = dir.path().join("program");
+    wait_until(|| fs::read_link(&exe).is_ok_and(|path| path == inside))?;
+    check!(!inside.exists(), "the file is visible here");
     let tool = Tool::new("profile").args(&format!("--json -F 499 -p {}", program.pid())).start()?;
     std::thread::sleep(Duration::from_secs(1));
     program.0.kill()?;

@@ -10,7 +10,7 @@ use common::cli::{Format, Interval, Output, Tool};
 use common::disk::{self, Commands, Disk};
 use common::hist::{Histograms, Reader, Section, Unit};
 use common::load::{Hook, Loader, hook};
-use common::out::Out;
+use common::out::{self, Out};
 use common::session::{Report, Run};
 use common::target::Target;
 use libbpf_rs::skel::Skel;

@@ -166,6 +166,7 @@ impl Report for View<'_> {
     }
 
     fn started(&mut self) -> Result<()> {
+        self.stacks.expect(&self.args.pid);
         if !self.args.folded {
             self.out.remark(banner(self.args));
         }

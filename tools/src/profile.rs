@@ -12,7 +12,7 @@ use clap::Parser;
 use common::cli::{self, Format, Output, Tool};
 use common::load::{Loader, hook};
 use common::out::{self, Cell, Column, Out, Rows};
-use common::sample::{Clock, Rate, Sampler};
+use common::sample::{Clock, Rate, Sampler, Throttling};
 use common::session::{Report, Run};
 use common::stack::{self, StackArgs, Stacked, Stacks, Style};
 use common::table;
@@ -114,6 +114,7 @@ struct View<'a> {
     style: Style,
     banner: String,
     clock: Clock,
+    throttling: Throttling,
 }
 
 impl Report for View<'_> {
@@ -122,6 +123,7 @@ impl Report for View<'_> {
     }
 
     fn started(&mut self) -> Result<()> {
+        self.stacks.expect(&self.args.pid);
         if !self.args.folded {
             self.out.remark(&self.banner);
         }
@@ -139,8 +141,14 @@ impl Report for View<'_> {
         self.stacks.resolve(counts.iter().flat_map(|count| [count.key.user, count.key.kernel]));
 
         let taken = self.samples_taken()?;
+        let throttled = self.throttling.count();
+        if throttled > 0 {
+            out::warn(format_args!(
+                "profile: the kernel suspended sampling {throttled} times to save time: lower -F, or raise -c"
+            ));
+        }
         match self.out.format() {
-            Format::Json => self.json(&counts, taken),
+            Format::Json => self.json(&counts, taken, throttled),
             Format::Csv => self.csv(&counts)?,
             Format::Text if self.args.folded => self.folded(&counts),
             Format::Text => self.text(&counts),
@@ -215,7 +223,7 @@ impl View<'_> {
         Ok(())
     }
 
-    fn json(&mut self, counts: &[Count], taken: u64) {
+    fn json(&mut self, counts: &[Count], taken: u64, throttled: u64) {
         let stack = |Count { key, samples }: &Count| {
             let stacked = self.stacked(key);
             json!({
@@ -235,6 +243,7 @@ impl View<'_> {
             "frequency_hz": self.args.count.is_none().then_some(self.args.frequency.unwrap_or(FREQUENCY)),
             "period": self.args.count,
             "samples_taken": taken,
+            "throttled": throttled,
             "stacks": stacks,
         }));
     }
@@ -296,7 +305,7 @@ pub fn run(args: Args) -> Result<()> {
     args.stack.configure(&mut open)?;
     let loaded = loader.load(open, &[hook("profile_sample")], &target)?;
 
-    let sampler = Sampler::open(rate, args.cpu)?;
+    let mut sampler = Sampler::open(rate, args.cpu)?;
     let clock = sampler.clock();
     if clock == Clock::CpuClock {
         out::warn(format_args!("profile: this machine counts no cycles; sampling by {}", clock.unit()));
@@ -308,6 +317,7 @@ pub fn run(args: Args) -> Result<()> {
         style: Style { offsets: false, addresses: args.address, annotate: args.annotations },
         banner: banner(&args, clock),
         clock,
+        throttling: sampler.throttling(),
         args: &args,
     };
     let run = Run { duration: args.duration, report: true, ..Run::default() };
