@@ -120,7 +120,9 @@ fn every_byte_by_other_probes() -> Outcome {
     for hook in ["memleak_session", "memleak_enter", "memleak_single_size"] {
         check_leaks(&traced(&["known"], &format!("-o 0 --hook {hook}"))?)?;
     }
-    check_leaks(&traced(&["known"], "-o 0 --transport perf")?)
+    check_leaks(&traced(&["known"], "-o 0 --transport perf")?)?;
+    // Without task storage, which needs a typed hook.
+    check_leaks(&traced(&["known"], "-o 0 --hook raw_tp")?)
 }
 
 fn a_command_behind_a_shell() -> Outcome {
