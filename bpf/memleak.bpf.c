@@ -115,6 +115,12 @@ struct {
 	__type(value, struct memleak_total);
 } memleak_totals SEC(".maps");
 
+/* A call: where it returns to, and where on the stack it has that. */
+struct memleak_site {
+	u64 caller;
+	u64 sp;
+};
+
 /* The outermost allocator call that a task is in. */
 struct memleak_frame {
 	/* Stack pointer at its entry; 0 when the task is in none. */
@@ -122,9 +128,9 @@ struct memleak_frame {
 	u64 size;
 	/* The pointer being resized, or where posix_memalign writes its result. */
 	u64 pointer;
-	/* Where the last operator new to be entered returns to, and where on the stack it has that. */
-	u64 caller;
-	u64 caller_sp;
+	/* The operator new and the free that were entered last, of which no return is probed. */
+	struct memleak_site new;
+	struct memleak_site free;
 	/* What was known of the pointer being resized. It is forgotten at entry, since as soon as the allocator frees
 	 * it another thread can get it, and put back on failure. */
 	struct memleak_alloc held;
@@ -271,52 +277,52 @@ static __always_inline u64 multiply(u64 a, u64 b)
 	return (a | b) >> 32 && a && b > FORGET(~0ULL / a) ? ~0ULL : a * b;
 }
 
-/* How much stack operator new may have used when it calls an allocator. */
-#define NEW_FRAME_MAX 256
+/* How much stack operator new, and free, may have used when they call an allocator. */
+#define NEW_DEPTH_MAX  256
+#define FREE_DEPTH_MAX 4096
 
-static __always_inline bool is_in_new(struct memleak_frame *frame, u64 sp)
+/* Whether a call at `sp` is made by the one at `site`: that is not far up, and its return address still there. */
+static __always_inline bool is_within(struct memleak_site *site, u64 sp, u64 depth)
 {
 	u64 found = 0;
 
-	if (sp >= frame->caller_sp || frame->caller_sp - sp > NEW_FRAME_MAX)
+	if (sp >= site->sp || site->sp - sp > depth)
 		return false;
-	bpf_probe_read_user(&found, sizeof(found), (void *)frame->caller_sp);
-	return found == frame->caller;
+	bpf_probe_read_user(&found, sizeof(found), (void *)site->sp);
+	return found == site->caller;
+}
+
+static __always_inline void note_site(struct memleak_site *site, u64 sp)
+{
+#if defined(__TARGET_ARCH_x86)
+	site->sp = bpf_probe_read_user(&site->caller, sizeof(site->caller), (void *)sp) ? 0 : sp;
+#endif
 }
 
 /*
  * operator new of libstdc++ and libc++ has no frame pointer on most distributions, so a walk from malloc on would miss
  * who called it. Its entry tells. (Of one that calls another, new[], the outer's.)
  */
-static __always_inline void note_caller(struct pt_regs *ctx)
+static __always_inline void note_caller(u64 sp)
 {
-#if defined(__TARGET_ARCH_x86)
 	struct memleak_frame *frame = memleak_frames_make(current_task());
-	u64 sp = PT_REGS_SP(ctx);
 
-	if (!frame || is_in_new(frame, sp))
-		return;
-	frame->caller_sp = 0;
-	if (!bpf_probe_read_user(&frame->caller, sizeof(frame->caller), (void *)sp))
-		frame->caller_sp = sp;
-#endif
-}
-
-/* Who called the operator new that called the allocator that `frame` is of; 0 where none did. */
-static __always_inline u64 caller_of(struct memleak_frame *frame)
-{
-	return frame->caller_sp && is_in_new(frame, frame->sp) ? frame->caller : 0;
+	if (frame && !is_within(&frame->new, sp, NEW_DEPTH_MAX))
+		note_site(&frame->new, sp);
 }
 
 /* An allocator function is entered. Non-zero when nobody is interested in its return. */
-static __always_inline int enter(struct pt_regs *ctx, u32 call)
+static __always_inline int enter(struct pt_regs *ctx, u64 sp, u32 call)
 {
-	u64 sp = PT_REGS_SP(ctx), a = PT_REGS_PARM1(ctx), b = PT_REGS_PARM2(ctx), c = PT_REGS_PARM3(ctx);
+	u64 a = PT_REGS_PARM1(ctx), b = PT_REGS_PARM2(ctx), c = PT_REGS_PARM3(ctx);
 	bool resizes = call == MEMLEAK_RESIZE || call == MEMLEAK_RECOUNT || call == MEMLEAK_REMAP;
 	struct memleak_frame *frame;
 
 	frame = memleak_frames_make(current_task());
 	if (!frame || is_inner(frame, sp))
+		return 1;
+	/* A thread whose first call is free may get its arena mapped there. */
+	if (call == MEMLEAK_MAP && is_within(&frame->free, sp, FREE_DEPTH_MAX))
 		return 1;
 	/* One at the same place is a tail call (reallocarray jumps to realloc): it takes over, with what was held. */
 	if (frame->sp != sp || !resizes || frame->pointer != a)
@@ -344,7 +350,8 @@ static __always_inline int leave(struct pt_regs *ctx)
 
 	if (!frame || !frame->sp || PT_REGS_SP(ctx) != frame->sp + RETURN_POPS)
 		return 0;
-	caller = caller_of(frame);
+	/* Who called the operator new that called this. */
+	caller = is_within(&frame->new, frame->sp, NEW_DEPTH_MAX) ? frame->new.caller : 0;
 	frame->sp = 0;
 	if (frame->call == MEMLEAK_MAP || frame->call == MEMLEAK_REMAP) {
 		failed = result >= -(u64)MAX_ERRNO;
@@ -370,11 +377,14 @@ static __always_inline int leave(struct pt_regs *ctx)
 	return 0;
 }
 
-static __always_inline int release(struct pt_regs *ctx, u32 call)
+static __always_inline int release(struct pt_regs *ctx, u64 sp, u32 call)
 {
 	u64 address = PT_REGS_PARM1(ctx), length = PT_REGS_PARM2(ctx);
+	struct memleak_frame *frame = memleak_frames_make(current_task());
 	struct memleak_alloc gone;
 
+	if (call == MEMLEAK_FREE && frame)
+		note_site(&frame->free, sp);
 	if (!address || !take(address, &gone))
 		return 0;
 	if (trace)
@@ -391,16 +401,18 @@ static __always_inline int release(struct pt_regs *ctx, u32 call)
 /* Any probed function is entered. */
 static __always_inline int enter_any(struct pt_regs *ctx, u32 call)
 {
+	u64 sp = PT_REGS_SP(ctx);
+
 	if (!filter_wants_current() || (await_exec && !READ_ONCE(generation)))
 		return 1;
 	if (call == MEMLEAK_FREE || call == MEMLEAK_UNMAP)
-		release(ctx, call);
+		release(ctx, sp, call);
 	else if (call == MEMLEAK_LOADER)
 		tell_mapped(ctx);
 	else if (call == MEMLEAK_CALLER)
-		note_caller(ctx);
+		note_caller(sp);
 	else
-		return enter(ctx, call);
+		return enter(ctx, sp, call);
 	return 1;
 }
 
