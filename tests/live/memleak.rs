@@ -12,6 +12,7 @@ live_tests! {
     every_byte_by_other_probes,
     a_command_behind_a_shell,
     the_caller_of_new_is_there,
+    nothing_is_left_of_what_threads_exchange,
     totals_agree,
     samples_are_scaled_up,
     a_full_map_is_counted,
@@ -140,6 +141,17 @@ fn the_caller_of_new_is_there() -> Outcome {
     let by_new = stacks.iter().find(|stack| stack["frames"][1]["symbol"] == "leak_by_new").ok_or("no such caller")?;
     check_eq!((by_new["bytes"].as_u64(), by_new["count"].as_u64()), (Some(3600), Some(9)));
     check!(by_new["frames"][2]["symbol"].as_str().is_some_and(|name| name != "leak_by_new"), "{by_new}");
+    Ok(())
+}
+
+fn nothing_is_left_of_what_threads_exchange() -> Outcome {
+    for args in ["-o 0", "-C"] {
+        let finished = traced(&["stress"], args)?;
+        let sums = by_function(&finished)?;
+        // The stacks of the threads are kept by the C library; an arena of its own is not to be seen.
+        let large: Vec<_> = sums.iter().filter(|(name, _)| *name != "pthread_create").collect();
+        check!(large.iter().all(|(name, sum)| *name != "churn" && sum.0 < 65536), "{large:?}");
+    }
     Ok(())
 }
 

@@ -8,6 +8,7 @@
 #include <malloc.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -232,6 +233,41 @@ static void late(void)
 		puts("no libstdc++");
 }
 
+static _Atomic(void *) shared[64];
+
+/* Memory that wanders between threads, and is freed by whoever has it in the end. */
+void *churn(void *argument)
+{
+	unsigned int random = (unsigned int)(long)argument;
+
+	for (int i = 0; i < 20000; i++) {
+		_Atomic(void *) *slot = &shared[random >> 16 & 63];
+		void *memory = atomic_exchange(slot, NULL);
+
+		random = random * 1103515245 + 12345;
+		if (random >> 8 & 1) {
+			memory = realloc(memory, 1 + (random >> 5 & 8191));
+		} else {
+			free(memory);
+			memory = random >> 9 & 1 ? malloc(random >> 4 & 2047) : calloc(3, random >> 7 & 255);
+		}
+		free(atomic_exchange(slot, memory));
+	}
+	return NULL;
+}
+
+static void stress(void)
+{
+	pthread_t threads[6];
+
+	for (long i = 0; i < 6; i++)
+		pthread_create(&threads[i], NULL, churn, (void *)(i + 1));
+	for (int i = 0; i < 6; i++)
+		pthread_join(threads[i], NULL);
+	for (int i = 0; i < 64; i++)
+		free(shared[i]);
+}
+
 int main(int argc, char **argv)
 {
 	int waits = argc > 1 && !strcmp(argv[argc - 1], "wait");
@@ -245,6 +281,8 @@ int main(int argc, char **argv)
 		leak_many(atol(argv[2]), atol(argv[3]));
 	else if (argc > 1 && !strcmp(argv[1], "late"))
 		late();
+	else if (argc > 1 && !strcmp(argv[1], "stress"))
+		stress();
 	else
 		known();
 	puts("done");
