@@ -19,6 +19,9 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Make a struct that no map refers to visible in the skeleton; bpf/build.rs implements Plain for it. */
 #define EXPORT_TYPE(type) const struct type *__export_##type __attribute__((unused, section(".export")))
 
+/* The same for an enum that is passed about as a number. */
+#define EXPORT_ENUM(type) const enum type *__exported_##type __attribute__((unused, section(".export")))
+
 /* Relaxed and without a result, so that it compiles to the non-fetching add that a 5.10 kernel can load. */
 #define atomic_add(ptr, value) ((void)__atomic_fetch_add((ptr), (value), __ATOMIC_RELAXED))
 

@@ -131,17 +131,26 @@ static __always_inline u64 stack_intern(void *ctx, struct stack_walk *record, u3
 	return id;
 }
 
-/* The id of current's user or kernel stack, as seen from the hook of `ctx`. Not to be called by sleepable programs. */
-static __always_inline u64 stack_id(void *ctx, bool user)
+/*
+ * The id of current's user or kernel stack, as seen from the hook of `ctx`. Not to be called by sleepable programs.
+ *
+ * A walk by frame pointers misses the caller of a function that has none. Where the tool knows that of the innermost
+ * function, as the address that it returns to, it passes it as `caller`; else 0.
+ */
+static __always_inline u64 stack_id_with(void *ctx, bool user, u64 caller)
 {
+	u64 flags = user ? BPF_F_USER_STACK : 0, space = 0, id;
 	struct stack_walk *record;
-	u64 space = 0, id;
-	long size;
+	long size = 0;
 
 	if (user) {
-		space = (u64)BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), mm);
+		struct task_struct *task = (void *)bpf_get_current_task();
+
+		space = (u64)BPF_CORE_READ(task, mm);
 		if (!space)
 			return STACK_NONE;
+		/* A program that is executed can get the mm of an earlier one of the same process. */
+		space ^= (u64)BPF_CORE_READ(task, self_exec_id) << 48;
 	}
 	record = stack_walk_claim();
 	if (!record)
@@ -149,7 +158,19 @@ static __always_inline u64 stack_id(void *ctx, bool user)
 	record->head.kind = STACK_RECORD;
 	record->head.space = space;
 	record->head.tgid = user ? bpf_get_current_pid_tgid() >> 32 : 0;
-	size = bpf_get_stack(ctx, record->ips, stack_bytes, user ? BPF_F_USER_STACK : 0);
+	if (caller && stack_bytes > sizeof(u64)) {
+		record->ips[2] = 0;
+		size = bpf_get_stack(ctx, &record->ips[1], stack_bytes - sizeof(u64), flags);
+		if (size > 0 && record->ips[2] != caller) {
+			record->ips[0] = record->ips[1];
+			record->ips[1] = caller;
+			size += sizeof(u64);
+		} else {
+			size = 0;
+		}
+	}
+	if (!size)
+		size = bpf_get_stack(ctx, record->ips, stack_bytes, flags);
 	if (size > 0)
 		id = stack_intern(ctx, record, size);
 	else
@@ -158,4 +179,9 @@ static __always_inline u64 stack_id(void *ctx, bool user)
 		count_lost(LOST_STACK);
 	stack_walk_release(record);
 	return id;
+}
+
+static __always_inline u64 stack_id(void *ctx, bool user)
+{
+	return stack_id_with(ctx, user, 0);
 }

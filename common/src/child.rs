@@ -1,7 +1,7 @@
 //! A command started by a tool, held before its first instruction until the tool is attached.
 
 use std::ffi::{CString, OsString};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{Context, Result, bail};
@@ -11,6 +11,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, execvp, fork, pipe2, read, write};
 
 use crate::out::warn;
+use crate::proc;
 use crate::text::Text;
 
 /// A process that will become a command once it is released.
@@ -45,11 +46,7 @@ impl Child {
                 std::process::exit(127);
             }
             ForkResult::Parent { child } => {
-                // SAFETY: a plain system call; the descriptor it returns is owned from here on.
-                let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.as_raw(), 0) };
-                let pidfd = Errno::result(pidfd).context("cannot watch the command (pidfd_open, 5.3)")?;
-                // SAFETY: as above; `pidfd` was checked.
-                let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd as i32) };
+                let pidfd = proc::pidfd(child.as_raw() as u32)?;
                 Ok(Self { pid: child, gate: Some(writer), pidfd })
             }
         }
@@ -82,6 +79,8 @@ impl Drop for Child {
         self.gate.take();
         // The command lives as long as the tool that was asked to run it. It may have ended, and then this is refused.
         let _ = kill(self.pid, Signal::SIGTERM);
+        // A tool may have stopped it, and a stopped process does not end.
+        let _ = kill(self.pid, Signal::SIGCONT);
         let _ = waitpid(self.pid, None);
     }
 }

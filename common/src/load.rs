@@ -174,8 +174,7 @@ impl Loader {
         };
         let open = builder.open_opts(options, storage).context("cannot open the BPF object")?;
         if let Some(forced) = &self.tool.hook {
-            let names =
-                |name: &OsStr| name.to_str().and_then(|name| name.split_once("__")).map(|(hook, _)| hook == forced);
+            let names = |name: &OsStr| name.to_str().map(|name| name.split("__").next() == Some(forced));
             let is_hook = open.open_object().progs().any(|program| names(program.name()) == Some(true));
             if !is_hook && !is_rung(forced) {
                 let rungs = RUNGS.map(|(_, rung)| rung).join(", ");

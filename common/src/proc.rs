@@ -1,8 +1,12 @@
 //! What /proc says of a process. Every reader tolerates that the process ends meanwhile.
 
 use std::fs;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
 
 use crate::text::Text;
 
@@ -17,6 +21,18 @@ pub fn in_initial_pid_namespace() -> bool {
 /// Whether a process (or, by thread id, a thread) exists in the caller's PID namespace.
 pub fn exists(pid: u32) -> bool {
     PathBuf::from(format!("/proc/{pid}")).exists()
+}
+
+/// A descriptor that becomes readable when the process ends.
+///
+/// # Errors
+/// When there is no such process, or the kernel has no such descriptors.
+pub fn pidfd(pid: u32) -> Result<OwnedFd> {
+    // SAFETY: a plain system call without pointers.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) });
+    let fd = fd.with_context(|| format!("cannot watch process {pid} (pidfd_open, 5.3)"))?;
+    // SAFETY: a descriptor that was just made and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// The command name of a process, or `None` when it has gone.

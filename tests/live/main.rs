@@ -5,6 +5,7 @@ mod biotop;
 mod cli;
 mod core;
 mod execsnoop;
+mod memleak;
 mod offcputime;
 mod opensnoop;
 mod profile;
@@ -21,6 +22,7 @@ fn main() -> std::process::ExitCode {
         cli::tests(),
         core::tests(),
         execsnoop::tests(),
+        memleak::tests(),
         offcputime::tests(),
         opensnoop::tests(),
         profile::tests(),

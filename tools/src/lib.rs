@@ -38,6 +38,7 @@ registry! {
     biolatency,
     biotop,
     execsnoop,
+    memleak,
     offcputime,
     opensnoop,
     profile,

@@ -123,6 +123,7 @@ struct hlist_nulls_node;
 struct hotplug_slot_ops;
 struct hrtimer;
 struct hrtimer_clock_base;
+struct hrtimer_cpu_base;
 struct hvc_struct;
 struct inet_bind2_bucket;
 struct inet_bind_bucket;
@@ -169,6 +170,7 @@ struct key_user;
 struct kioctx_table;
 struct klp_modinfo;
 struct kmem_cache;
+struct kmem_cache_node;
 struct kobj_type;
 struct kobj_uevent_env;
 struct kobject;
@@ -202,6 +204,7 @@ struct mutex_waiter;
 struct nameidata;
 struct net;
 struct net_device;
+struct node_barn;
 struct notification;
 struct ns_common;
 struct nsproxy;
@@ -211,6 +214,7 @@ struct obj_cgroup;
 struct old_timespec32;
 struct orc_entry;
 struct page;
+struct page_pool;
 struct pci_slot;
 struct percpu_ref;
 struct percpu_ref_data;
@@ -274,6 +278,7 @@ struct signal_struct;
 struct sk_buff;
 struct sk_filter;
 struct skb_ext;
+struct slub_percpu_sheaves;
 struct sock;
 struct sock_reuseport;
 struct socket;
@@ -306,6 +311,7 @@ struct tracepoint_func;
 struct ucounts;
 struct unwind_cache;
 struct uprobe_task;
+struct uprobe_xol_ops;
 struct user_namespace;
 struct user_struct;
 struct uts_namespace;
@@ -768,6 +774,51 @@ typedef short int __s16;
 
 typedef __s16 s16;
 
+typedef struct {
+	long unsigned int f;
+} memdesc_flags_t;
+
+struct page {
+	memdesc_flags_t flags;
+	union {
+		struct {
+			union {
+				struct list_head lru;
+				struct list_head buddy_list;
+				struct list_head pcp_list;
+				struct llist_node pcp_llist;
+			};
+			struct address_space *mapping;
+			union {
+				long unsigned int __folio_index;
+				long unsigned int share;
+			};
+			long unsigned int private;
+		};
+		struct {
+			long unsigned int pp_magic;
+			struct page_pool *pp;
+			long unsigned int _pp_mapping_pad;
+			long unsigned int dma_addr;
+			atomic_long_t pp_ref_count;
+		};
+		struct {
+			long unsigned int compound_info;
+		};
+		struct {
+			void *_unused_pgmap_compound_info;
+			void *zone_device_data;
+		};
+		struct callback_head callback_head;
+	};
+	union {
+		unsigned int page_type;
+		atomic_t _mapcount;
+	};
+	atomic_t _refcount;
+	long unsigned int memcg_data;
+};
+
 typedef unsigned int mm_id_t;
 
 typedef long unsigned int vm_flags_t;
@@ -1037,6 +1088,32 @@ struct dentry {
 struct upid {
 	int nr;
 	struct pid_namespace *ns;
+};
+
+struct seqcount_raw_spinlock {
+	seqcount_t seqcount;
+};
+
+typedef struct seqcount_raw_spinlock seqcount_raw_spinlock_t;
+
+struct rb_root_linked {
+	struct rb_root rb_root;
+	struct rb_node_linked *rb_leftmost;
+};
+
+struct timerqueue_linked_head {
+	struct rb_root_linked rb_root;
+};
+
+struct hrtimer_clock_base {
+	struct hrtimer_cpu_base *cpu_base;
+	const unsigned int index;
+	const clockid_t clockid;
+	seqcount_raw_spinlock_t seq;
+	ktime_t expires_next;
+	struct hrtimer *running;
+	struct timerqueue_linked_head active;
+	ktime_t offset;
 };
 
 typedef struct {
@@ -3873,6 +3950,93 @@ struct linux_binprm {
 	char buf[256];
 };
 
+struct kmem_cache_per_node_ptrs {
+	struct node_barn *barn;
+	struct kmem_cache_node *node;
+};
+
+struct arch_uprobe {
+	union {
+		u8 insn[16];
+		u8 ixol[16];
+	};
+	const struct uprobe_xol_ops *ops;
+	union {
+		struct {
+			s32 offs;
+			u8 ilen;
+			u8 opc1;
+		} branch;
+		struct {
+			u8 fixups;
+			u8 ilen;
+		} defparam;
+		struct {
+			u8 reg_offset;
+			u8 ilen;
+		} push;
+	};
+	long unsigned int flags;
+};
+
+struct uprobe {
+	struct rb_node rb_node;
+	refcount_t ref;
+	struct rw_semaphore register_rwsem;
+	struct rw_semaphore consumer_rwsem;
+	struct list_head pending_list;
+	struct list_head consumers;
+	struct inode *inode;
+	union {
+		struct callback_head rcu;
+		struct work_struct work;
+	};
+	loff_t offset;
+	loff_t ref_ctr_offset;
+	long unsigned int flags;
+	struct arch_uprobe arch;
+};
+
+typedef unsigned int slab_flags_t;
+
+struct reciprocal_value {
+	u32 m;
+	u8 sh1;
+	u8 sh2;
+};
+
+struct kmem_cache_order_objects {
+	unsigned int x;
+};
+
+struct kmem_cache {
+	struct slub_percpu_sheaves *cpu_sheaves;
+	slab_flags_t flags;
+	long unsigned int min_partial;
+	unsigned int size;
+	unsigned int object_size;
+	struct reciprocal_value reciprocal_size;
+	unsigned int offset;
+	unsigned int sheaf_capacity;
+	struct kmem_cache_order_objects oo;
+	struct kmem_cache_order_objects min;
+	gfp_t allocflags;
+	int refcount;
+	void (*ctor)(void *);
+	unsigned int inuse;
+	unsigned int align;
+	unsigned int red_left_pad;
+	const char *name;
+	struct list_head list;
+	struct kobject kobj;
+	long unsigned int random;
+	unsigned int remote_node_defrag_ratio;
+	unsigned int *random_seq;
+	unsigned int useroffset;
+	unsigned int usersize;
+	struct kmem_cache_per_node_ptrs per_node[1024];
+};
+
 struct mount {
 	struct hlist_node mnt_hash;
 	struct mount *mnt_parent;
@@ -4810,6 +4974,13 @@ struct balance_callback {
 	void (*func)(struct rq *);
 };
 
+struct bio_alloc_cache {
+	struct bio *free_list;
+	struct bio *free_list_irq;
+	unsigned int nr;
+	unsigned int nr_irq;
+};
+
 struct blkcg {
 	struct cgroup_subsys_state css;
 	spinlock_t lock;
@@ -5603,6 +5774,12 @@ struct tracepoint {
 
 typedef long unsigned int uLong;
 
+struct unwind_cache {
+	long unsigned int unwind_completed;
+	unsigned int nr_entries;
+	long unsigned int entries[0];
+};
+
 struct user_struct {
 	refcount_t __count;
 	struct percpu_counter epoll_watches;
@@ -5613,6 +5790,13 @@ struct user_struct {
 	atomic_long_t locked_vm;
 	atomic_long_t perf_mlock;
 	struct ratelimit_state ratelimit;
+};
+
+struct xol_area {
+	wait_queue_head_t wq;
+	long unsigned int *bitmap;
+	struct page *page;
+	long unsigned int vaddr;
 };
 
 struct z_stream_s {

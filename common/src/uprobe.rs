@@ -1,0 +1,62 @@
+//! Probes of user space: what this kernel offers for them.
+
+use std::mem::size_of;
+use std::os::fd::RawFd;
+
+/// Whether many places can be probed with one link that follows all threads of one process.
+///
+/// Links of many probes came in 6.6, but until 6.10 (46ba0e49b642) such a link, told to follow a process, followed only
+/// the thread whose id is that of the process. Only kernels with that repair refuse a negative process id as invalid.
+pub fn has_multi() -> bool {
+    const fn insn(code: u8) -> libbpf_sys::bpf_insn {
+        libbpf_sys::bpf_insn {
+            code,
+            _bitfield_align_1: [],
+            _bitfield_1: libbpf_sys::__BindgenBitfieldUnit::new([0]),
+            off: 0,
+            imm: 0,
+        }
+    }
+    // `mov r0, 0; exit`
+    let nothing = [insn(0xb7), insn(0x95)];
+    let load = libbpf_sys::bpf_prog_load_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as _,
+        expected_attach_type: libbpf_sys::BPF_TRACE_UPROBE_MULTI,
+        ..Default::default()
+    };
+    // SAFETY: the strings and the program live across the call; `load` says its own size.
+    let program: RawFd = unsafe {
+        libbpf_sys::bpf_prog_load(
+            libbpf_sys::BPF_PROG_TYPE_KPROBE,
+            c"probe".as_ptr(),
+            c"Dual BSD/GPL".as_ptr(),
+            nothing.as_ptr(),
+            nothing.len() as _,
+            &raw const load as *mut _,
+        )
+    };
+    if program < 0 {
+        return false;
+    }
+    let offset: std::ffi::c_ulong = 0;
+    let mut link = libbpf_sys::bpf_link_create_opts {
+        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as _,
+        ..Default::default()
+    };
+    link.__bindgen_anon_1.uprobe_multi = libbpf_sys::bpf_link_create_opts__bindgen_ty_1__bindgen_ty_3 {
+        path: c"/proc/self/exe".as_ptr(),
+        offsets: &raw const offset,
+        cnt: 1,
+        pid: u32::MAX,
+        ..Default::default()
+    };
+    // SAFETY: the options and what they point to live across the call; both descriptors are closed here.
+    unsafe {
+        let made = libbpf_sys::bpf_link_create(program, -1, libbpf_sys::BPF_TRACE_UPROBE_MULTI, &raw const link);
+        libc::close(program);
+        if made >= 0 {
+            libc::close(made);
+        }
+        made == -libc::EINVAL
+    }
+}

@@ -1,0 +1,3 @@
+//! The `memleak` binary.
+
+tools::main!(memleak);
