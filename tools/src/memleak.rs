@@ -24,9 +24,9 @@ use common::stack::{Stack, StackArgs, Stacked, Stacks, Style};
 use common::target::Target;
 use common::text::Text;
 use common::time::{WallClock, monotonic_ns, now_of_day, unix_now_ns};
-use common::{proc, uprobe};
+use common::{proc, table, uprobe};
 use libbpf_rs::skel::OpenSkel;
-use libbpf_rs::{Link, MapCore, MapFlags, ProgramMut, UprobeMultiOpts};
+use libbpf_rs::{Link, MapCore, ProgramMut, UprobeMultiOpts};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -288,7 +288,7 @@ impl View<'_> {
         let (now_ns, generation) = (monotonic_ns(), self.generation());
         let (mut all, mut stale) = (HashMap::<u64, Outstanding>::new(), Vec::new());
         let map = &self.skel.maps.memleak_allocs;
-        for (key, value) in map.lookup_batch(4096, MapFlags::ANY, MapFlags::ANY)? {
+        for (key, value) in table::read_bytes(map)? {
             let (Some(address), Some((alloc, _))) = (key.first_chunk(), decode::<memleak_alloc>(&value)) else {
                 bail!("a malformed allocation");
             };
@@ -313,7 +313,7 @@ impl View<'_> {
     /// What is outstanding, from the totals.
     fn totals(&self) -> Result<HashMap<u64, Outstanding>> {
         let (mut all, generation) = (HashMap::new(), u64::from(self.generation()));
-        for (key, value) in self.skel.maps.memleak_totals.lookup_batch(4096, MapFlags::ANY, MapFlags::ANY)? {
+        for (key, value) in table::read_bytes(&self.skel.maps.memleak_totals)? {
             let (Some((key, _)), Some((total, _))) = (decode::<memleak_key>(&key), decode::<memleak_total>(&value))
             else {
                 bail!("a malformed total");
