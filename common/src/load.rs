@@ -344,7 +344,7 @@ fn probe_tracefs(target: &str) -> Result<(), String> {
 }
 
 /// `mov r0, 0; exit`
-const NOTHING: [libbpf_sys::bpf_insn; 2] = {
+pub(crate) const NOTHING: [libbpf_sys::bpf_insn; 2] = {
     const fn insn(code: u8) -> libbpf_sys::bpf_insn {
         libbpf_sys::bpf_insn {
             code,

@@ -101,6 +101,43 @@ pub fn threads(pids: &[u32]) -> Vec<Thread> {
     pids.into_iter().flat_map(of).collect()
 }
 
+/// One line of /proc/PID/maps.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Mapping<'a> {
+    /// Its first address.
+    pub start: u64,
+    /// The first address behind it.
+    pub end: u64,
+    /// Whether what is there may be executed.
+    pub executable: bool,
+    /// Where it begins in the file, in bytes.
+    pub offset: u64,
+    /// Device and inode of the file; inode 0 where there is none.
+    pub file: (u64, u64),
+    /// The path as the process sees it, or a name in brackets, or nothing.
+    pub path: &'a [u8],
+}
+
+impl<'a> Mapping<'a> {
+    /// Parse `START-END PERMISSIONS OFFSET MAJOR:MINOR INODE PATH`.
+    pub fn parse(line: &'a [u8]) -> Option<Self> {
+        let mut fields = line.splitn(6, |&byte| byte == b' ');
+        let mut field = || std::str::from_utf8(fields.next()?).ok();
+        let (range, permissions, offset, device, inode) = (field()?, field()?, field()?, field()?, field()?);
+        let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+        let (start, end) = range.split_once('-')?;
+        let (major, minor) = device.split_once(':')?;
+        Some(Self {
+            start: hex(start)?,
+            end: hex(end)?,
+            executable: permissions.contains('x'),
+            offset: hex(offset)?,
+            file: (hex(major)? << 32 | hex(minor)?, inode.parse().ok()?),
+            path: fields.next().unwrap_or_default().trim_ascii_start(),
+        })
+    }
+}
+
 /// The first three load averages, as /proc/loadavg has them.
 pub fn load_average() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();

@@ -138,7 +138,7 @@ fn parse_mappings(text: &[u8]) -> Vec<Mapping> {
     // Where the file that the last lines mapped begins.
     let mut first: Option<((u64, u64), u64)> = None;
     for line in text.split(|&byte| byte == b'\n') {
-        let Some((start, end, executable, offset, id, path)) = parse_mapping(line) else {
+        let Some(proc::Mapping { start, end, executable, offset, file: id, path }) = proc::Mapping::parse(line) else {
             continue;
         };
         let named = path.first() == Some(&b'/');
@@ -166,21 +166,6 @@ fn parse_mappings(text: &[u8]) -> Vec<Mapping> {
         mappings.push(Mapping { start, end, offset, backing });
     }
     mappings
-}
-
-type Line<'a> = (u64, u64, bool, u64, (u64, u64), &'a [u8]);
-
-/// `START-END PERMISSIONS OFFSET MAJOR:MINOR INODE PATH`
-fn parse_mapping(line: &[u8]) -> Option<Line<'_>> {
-    let mut fields = line.splitn(6, |&byte| byte == b' ');
-    let mut field = || std::str::from_utf8(fields.next()?).ok();
-    let (range, permissions, offset, device, inode) = (field()?, field()?, field()?, field()?, field()?);
-    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
-    let (start, end) = range.split_once('-')?;
-    let (major, minor) = device.split_once(':')?;
-    let id = (hex(major)? << 32 | hex(minor)?, inode.parse().ok()?);
-    let path = fields.next().unwrap_or_default().trim_ascii();
-    Some((hex(start)?, hex(end)?, permissions.contains('x'), hex(offset)?, id, path))
 }
 
 /// A mapped file, opened while a process that maps it lived: by descriptor it is found in any mount namespace, after

@@ -3,22 +3,13 @@
 use std::mem::size_of;
 use std::os::fd::RawFd;
 
+use crate::load::NOTHING;
+
 /// Whether many places can be probed with one link that follows all threads of one process.
 ///
 /// Links of many probes came in 6.6, but until 6.10 (46ba0e49b642) such a link, told to follow a process, followed only
 /// the thread whose id is that of the process. Only kernels with that repair refuse a negative process id as invalid.
 pub fn has_multi() -> bool {
-    const fn insn(code: u8) -> libbpf_sys::bpf_insn {
-        libbpf_sys::bpf_insn {
-            code,
-            _bitfield_align_1: [],
-            _bitfield_1: libbpf_sys::__BindgenBitfieldUnit::new([0]),
-            off: 0,
-            imm: 0,
-        }
-    }
-    // `mov r0, 0; exit`
-    let nothing = [insn(0xb7), insn(0x95)];
     let load = libbpf_sys::bpf_prog_load_opts {
         sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as _,
         expected_attach_type: libbpf_sys::BPF_TRACE_UPROBE_MULTI,
@@ -30,8 +21,8 @@ pub fn has_multi() -> bool {
             libbpf_sys::BPF_PROG_TYPE_KPROBE,
             c"probe".as_ptr(),
             c"Dual BSD/GPL".as_ptr(),
-            nothing.as_ptr(),
-            nothing.len() as _,
+            NOTHING.as_ptr(),
+            NOTHING.len() as _,
             &raw const load as *mut _,
         )
     };

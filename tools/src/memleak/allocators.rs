@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use bpf::memleak::types::memleak_call;
 use common::elf::{self, Function};
+use common::proc::Mapping;
 
 /// Every allocator that keeps the C names, and what is put before them otherwise: jemalloc, mimalloc, tcmalloc, Rust's
 /// jemallocator.
@@ -110,28 +111,10 @@ pub fn is_aside(function: &Function<memleak_call>) -> bool {
     matches!(function.tag, memleak_call::MEMLEAK_LOADER | memleak_call::MEMLEAK_CALLER)
 }
 
-/// A file that a process has mapped to execute.
-#[derive(Clone, Debug, Eq, PartialEq)]
-struct Mapped {
-    device: String,
-    inode: u64,
-    start: u64,
-    end: u64,
-    path: Vec<u8>,
-}
-
-fn parse_maps(maps: &[u8]) -> Vec<Mapped> {
-    let parse = |line: &[u8]| {
-        let mut fields = line.splitn(6, |&byte| byte == b' ');
-        let mut field = || std::str::from_utf8(fields.next()?).ok();
-        let (start, end) = field()?.split_once('-')?;
-        let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
-        let executable = field()?.contains('x');
-        let (_, device, inode) = (field()?, field()?.to_owned(), field()?.parse().ok()?);
-        let path = fields.next()?.trim_ascii_start().to_vec();
-        (executable && inode != 0).then_some(Mapped { device, inode, start, end, path })
-    };
-    maps.split(|&byte| byte == b'\n').filter_map(parse).collect()
+/// The files that a process has mapped to execute, of the text of its /proc/PID/maps.
+fn executable_files(maps: &[u8]) -> impl Iterator<Item = Mapping<'_>> {
+    let mappings = maps.split(|&byte| byte == b'\n').filter_map(Mapping::parse);
+    mappings.filter(|mapping| mapping.executable && mapping.file.1 != 0)
 }
 
 /// A file of the process and what to probe in it.
@@ -149,7 +132,7 @@ pub struct Scanner {
     pid: u32,
     object: Option<PathBuf>,
     prefix: Option<String>,
-    seen: HashSet<(String, u64)>,
+    seen: HashSet<(u64, u64)>,
 }
 
 impl Scanner {
@@ -167,12 +150,12 @@ impl Scanner {
         let maps = std::fs::read(format!("/proc/{}/maps", self.pid))
             .with_context(|| format!("cannot read what process {} has mapped", self.pid))?;
         let mut found = Vec::new();
-        for mapped in parse_maps(&maps) {
-            if !self.seen.insert((mapped.device.clone(), mapped.inode)) {
+        for mapped in executable_files(&maps) {
+            if !self.seen.insert(mapped.file) {
                 continue;
             }
             let by_map = PathBuf::from(format!("/proc/{}/map_files/{:x}-{:x}", self.pid, mapped.start, mapped.end));
-            let name = Path::new(OsStr::from_bytes(&mapped.path));
+            let name = Path::new(OsStr::from_bytes(mapped.path));
             let by_root = Path::new(&format!("/proc/{}/root", self.pid)).join(name.strip_prefix("/").unwrap_or(name));
             let path = if by_map.metadata().is_ok() { by_map } else { by_root };
             // A file that is no ELF file is mapped for reasons of its own.
@@ -228,9 +211,9 @@ mod tests {
         let maps = b"55d0-55d8 r--p 00000000 fe:01 12 /bin/cat\n\
             00400000-0048a000 r-xp 00001000 fe:01 12                     /opt/a b (deleted)\n\
             7ffd0000-7ffd1000 r-xp 00000000 00:00 0                          [vdso]\n";
-        let mapped = parse_maps(maps);
+        let mapped: Vec<Mapping<'_>> = executable_files(maps).collect();
         assert_eq!(mapped.len(), 1);
-        assert_eq!((mapped[0].start, mapped[0].inode, &mapped[0].device[..]), (0x40_0000, 12, "fe:01"));
+        assert_eq!((mapped[0].start, mapped[0].file), (0x40_0000, (0xfe << 32 | 1, 12)));
         assert_eq!(mapped[0].path, b"/opt/a b (deleted)");
     }
 }
