@@ -324,11 +324,10 @@ impl Loader {
             Some(rest.split_once('\'')?.0.to_owned())
         });
         let what = failed.map_or_else(|| "the BPF object".to_owned(), |program| format!("program {program}"));
-        let kind = error.to_string();
-        unsupported(format!(
-            "the kernel does not load {what}: {} ({kind}; more with -v)",
-            kernel::explain_refusal(errno)
-        ))
+        let message =
+            format!("the kernel does not load {what}: {} ({error}; more with -v)", kernel::explain_refusal(errno));
+        // What the verifier finds wrong is a defect of ours, not something that the kernel lacks.
+        if matches!(errno, libc::EACCES | libc::E2BIG) { anyhow!(message) } else { unsupported(message) }
     }
 }
 
