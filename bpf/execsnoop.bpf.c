@@ -79,8 +79,7 @@ static __always_inline void finish(void *ctx, struct execsnoop_record *record, u
 TRACEPOINT_HOOK(execsnoop_exec, sched_process_exec, struct task_struct *task, pid_t old_pid, struct linux_binprm *bprm)
 {
 	struct execsnoop_record *record;
-	u64 start, size, used = 0;
-	long len;
+	u64 start, size, used;
 
 	if (!filter_wants_current())
 		return 0;
@@ -90,9 +89,10 @@ TRACEPOINT_HOOK(execsnoop_exec, sched_process_exec, struct task_struct *task, pi
 	/* The thread that made the call; in the new image it is the first. */
 	record->event.tid = old_pid;
 	record->event.is_script = BPF_CORE_READ(bprm, interp) != BPF_CORE_READ(bprm, filename);
-	len = bpf_probe_read_kernel_str(record->text, PATH_MAX, BPF_CORE_READ(bprm, filename));
-	if (len > 0 && len <= PATH_MAX)
-		used = len;
+	used = FORGET(bpf_probe_read_kernel_str(record->text, PATH_MAX, BPF_CORE_READ(bprm, filename)));
+	/* An error is a large number. */
+	if (used > PATH_MAX)
+		used = 0;
 	record->event.filename_size = used;
 
 	start = BPF_CORE_READ(task, mm, arg_start);
@@ -113,7 +113,7 @@ TRACEPOINT_HOOK(execsnoop_exec, sched_process_exec, struct task_struct *task, pi
 TRACEPOINT_HOOK(execsnoop_exit, sys_exit, struct pt_regs *regs, long ret)
 {
 	struct execsnoop_record *record;
-	u64 filename, argv, used = 0;
+	u64 filename, argv, used;
 	long nr, len;
 	bool narrow, at;
 
@@ -136,11 +136,11 @@ TRACEPOINT_HOOK(execsnoop_exit, sys_exit, struct pt_regs *regs, long ret)
 		filename = argv;
 		argv = SYSCALL_ARG(regs, 3);
 	}
-	len = bpf_probe_read_user_str(record->text, PATH_MAX, (void *)filename);
-	if (len > 0 && len <= PATH_MAX)
-		used = len;
-	else
+	used = FORGET(bpf_probe_read_user_str(record->text, PATH_MAX, (void *)filename));
+	if (used > PATH_MAX) {
+		used = 0;
 		record->event.truncated = 1;
+	}
 	record->event.filename_size = used;
 
 	/* The length so far lives in the record, where the verifier does not follow it from turn to turn. */

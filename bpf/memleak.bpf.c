@@ -416,26 +416,53 @@ static __always_inline int enter_any(struct pt_regs *ctx, u32 call)
 	return 1;
 }
 
+/*
+ * Run the body of a probe without preemption where that can be asked for (6.10).
+ *
+ * Since 6.13 the stack of a program that needs 64 bytes or more lies in per-CPU memory (a76ab5731e32), also of programs
+ * at uprobes, which nothing keeps from being preempted by the same program in another thread: 7.2 followed a pointer
+ * that the other had overwritten there.
+ */
+extern void bpf_preempt_disable(void) __weak __ksym;
+extern void bpf_preempt_enable(void) __weak __ksym;
+
+#define UNPREEMPTED(body)                                                                                              \
+	({                                                                                                             \
+		int __result;                                                                                          \
+                                                                                                                       \
+		if (bpf_ksym_exists(bpf_preempt_disable))                                                              \
+			bpf_preempt_disable();                                                                         \
+		__result = (body);                                                                                     \
+		if (bpf_ksym_exists(bpf_preempt_enable))                                                               \
+			bpf_preempt_enable();                                                                          \
+		__result;                                                                                              \
+	})
+
 /* A session runs at entry and at return; only at entry is it where the probe is. */
-SEC("?uprobe.session")
-int memleak_session(struct pt_regs *ctx)
+static __always_inline int session(struct pt_regs *ctx)
 {
 	if (bpf_get_func_ip(ctx) != PT_REGS_IP(ctx))
 		return leave(ctx);
 	return enter_any(ctx, bpf_get_attach_cookie(ctx));
 }
 
+SEC("?uprobe.session")
+int memleak_session(struct pt_regs *ctx)
+{
+	return UNPREEMPTED(session(ctx));
+}
+
 SEC("?uprobe.multi")
 int memleak_enter(struct pt_regs *ctx)
 {
-	enter_any(ctx, bpf_get_attach_cookie(ctx));
+	UNPREEMPTED(enter_any(ctx, bpf_get_attach_cookie(ctx)));
 	return 0;
 }
 
 SEC("?uretprobe.multi")
 int memleak_leave(struct pt_regs *ctx)
 {
-	return leave(ctx);
+	return UNPREEMPTED(leave(ctx));
 }
 
 /* Where there are no probes in bulk there may be no cookies either (5.15): a program for each kind of call. */
@@ -443,7 +470,7 @@ int memleak_leave(struct pt_regs *ctx)
 	SEC("?uprobe")                                                                                                 \
 	int memleak_single_##name(struct pt_regs *ctx)                                                                 \
 	{                                                                                                              \
-		enter_any(ctx, call);                                                                                  \
+		UNPREEMPTED(enter_any(ctx, call));                                                                     \
 		return 0;                                                                                              \
 	}
 SINGLE(size, MEMLEAK_SIZE)
@@ -462,7 +489,7 @@ SINGLE(loader, MEMLEAK_LOADER)
 SEC("?uretprobe")
 int memleak_single_leave(struct pt_regs *ctx)
 {
-	return leave(ctx);
+	return UNPREEMPTED(leave(ctx));
 }
 
 TRACEPOINT_HOOK(memleak_exec, sched_process_exec, struct task_struct *task)
@@ -479,6 +506,16 @@ TRACEPOINT_HOOK(memleak_exec, sched_process_exec, struct task_struct *task)
 	return 0;
 }
 
+/* A pointer that a hook was given, as a number. Not an argument: 5.10 lets no program load a `void *`, and no pointer
+ * that the verifier knows can be calculated with. */
+static __always_inline u64 pointer_arg(unsigned long long *ctx, u32 n)
+{
+	u64 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), ctx + n);
+	return value;
+}
+
 /* Argument `n` of a tracepoint. In assembly, because of two loads at different places the compiler makes one at a
  * calculated place, which the verifier does not let pass. */
 #define ARG(n)                                                                                                         \
@@ -488,8 +525,9 @@ TRACEPOINT_HOOK(memleak_exec, sched_process_exec, struct task_struct *task)
 		__arg;                                                                                                 \
 	})
 
-TRACEPOINT_HOOK(memleak_kmalloc, kmalloc, u64 call_site, u64 pointer)
+TRACEPOINT_HOOK(memleak_kmalloc, kmalloc)
 {
+	u64 pointer = pointer_arg(ctx, 1);
 	u64 size = kmalloc_size_arg == 4 ? ARG(4) : ARG(3);
 
 	if (pointer && wants(size))
@@ -498,8 +536,9 @@ TRACEPOINT_HOOK(memleak_kmalloc, kmalloc, u64 call_site, u64 pointer)
 }
 
 /* Until 6.1 an allocation on a given node had a tracepoint of its own. */
-TRACEPOINT_HOOK(memleak_kmalloc_node, kmalloc_node, u64 call_site, u64 pointer)
+TRACEPOINT_HOOK(memleak_kmalloc_node, kmalloc_node)
 {
+	u64 pointer = pointer_arg(ctx, 1);
 	u64 size = kmalloc_size_arg == 4 ? ARG(4) : ARG(3);
 
 	if (pointer && wants(size))
@@ -519,8 +558,9 @@ static __always_inline u64 kmem_cache_size(const bool typed, unsigned long long 
 	return FIELD(cache, size);
 }
 
-TRACEPOINT_HOOK(memleak_kmem_cache_alloc, kmem_cache_alloc, u64 call_site, u64 pointer)
+TRACEPOINT_HOOK(memleak_kmem_cache_alloc, kmem_cache_alloc)
 {
+	u64 pointer = pointer_arg(ctx, 1);
 	u64 size = pointer ? kmem_cache_size(typed, ctx) : 0;
 
 	if (pointer && wants(size))
@@ -528,8 +568,9 @@ TRACEPOINT_HOOK(memleak_kmem_cache_alloc, kmem_cache_alloc, u64 call_site, u64 p
 	return 0;
 }
 
-TRACEPOINT_HOOK(memleak_kmem_cache_alloc_node, kmem_cache_alloc_node, u64 call_site, u64 pointer)
+TRACEPOINT_HOOK(memleak_kmem_cache_alloc_node, kmem_cache_alloc_node)
 {
+	u64 pointer = pointer_arg(ctx, 1);
 	u64 size = pointer ? kmem_cache_size(typed, ctx) : 0;
 
 	if (pointer && wants(size))
@@ -537,15 +578,19 @@ TRACEPOINT_HOOK(memleak_kmem_cache_alloc_node, kmem_cache_alloc_node, u64 call_s
 	return 0;
 }
 
-TRACEPOINT_HOOK(memleak_kfree, kfree, u64 call_site, u64 pointer)
+TRACEPOINT_HOOK(memleak_kfree, kfree)
 {
+	u64 pointer = pointer_arg(ctx, 1);
+
 	if (pointer)
 		freed(ctx, pointer);
 	return 0;
 }
 
-TRACEPOINT_HOOK(memleak_kmem_cache_free, kmem_cache_free, u64 call_site, u64 pointer)
+TRACEPOINT_HOOK(memleak_kmem_cache_free, kmem_cache_free)
 {
+	u64 pointer = pointer_arg(ctx, 1);
+
 	if (pointer)
 		freed(ctx, pointer);
 	return 0;
@@ -555,48 +600,41 @@ TRACEPOINT_HOOK(memleak_kmem_cache_free, kmem_cache_free, u64 call_site, u64 poi
 #define PAGE_KEY(page)	    ((page) | 1)
 #define PERCPU_KEY(pointer) ((pointer) | 2)
 
-/* A pointer that the verifier knows cannot be calculated with; this gives it as a number. */
-static __always_inline u64 first_arg(unsigned long long *ctx)
-{
-	u64 value = 0;
-
-	bpf_probe_read_kernel(&value, sizeof(value), ctx);
-	return value;
-}
-
 TRACEPOINT_HOOK(memleak_page_alloc, mm_page_alloc, u64 unused, u32 order)
 {
-	u64 page = first_arg(ctx), size = page_size << (order & 63);
+	u64 page = pointer_arg(ctx, 0), size = page_size << (order & 63);
 
 	if (page && wants(size))
 		allocated(ctx, PAGE_KEY(page), size, 0);
 	return 0;
 }
 
-TRACEPOINT_HOOK(memleak_page_free, mm_page_free, u64 unused)
+TRACEPOINT_HOOK(memleak_page_free, mm_page_free)
 {
-	freed(ctx, PAGE_KEY(first_arg(ctx)));
+	freed(ctx, PAGE_KEY(pointer_arg(ctx, 0)));
 	return 0;
 }
 
-TRACEPOINT_HOOK(memleak_page_free_batched, mm_page_free_batched, u64 unused)
+TRACEPOINT_HOOK(memleak_page_free_batched, mm_page_free_batched)
 {
-	freed(ctx, PAGE_KEY(first_arg(ctx)));
+	freed(ctx, PAGE_KEY(pointer_arg(ctx, 0)));
 	return 0;
 }
 
-TRACEPOINT_HOOK(memleak_percpu_alloc, percpu_alloc_percpu, u64 first)
+TRACEPOINT_HOOK(memleak_percpu_alloc, percpu_alloc_percpu)
 {
 	u64 size = percpu_size_arg == 3 ? ARG(3) : ARG(2);
-	u64 pointer = percpu_pointer_arg == 7 ? ARG(7) : ARG(6);
+	u64 pointer = pointer_arg(ctx, percpu_pointer_arg);
 
 	if (pointer && wants(size))
 		allocated(ctx, PERCPU_KEY(pointer), size, 0);
 	return 0;
 }
 
-TRACEPOINT_HOOK(memleak_percpu_free, percpu_free_percpu, u64 base, u64 offset, u64 pointer)
+TRACEPOINT_HOOK(memleak_percpu_free, percpu_free_percpu)
 {
+	u64 pointer = pointer_arg(ctx, 2);
+
 	if (pointer)
 		freed(ctx, PERCPU_KEY(pointer));
 	return 0;

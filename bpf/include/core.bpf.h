@@ -47,6 +47,17 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Read one field of a kernel object that came from a hook's arguments; see TRACEPOINT_HOOK. */
 #define FIELD(ptr, field) (typed ? (ptr)->field : BPF_CORE_READ((ptr), field))
 
+/*
+ * `value`, of which the compiler forgets what it knew: it can then not reason a bounds check away, or turn it into one
+ * on another register that tells the verifier nothing.
+ */
+#define FORGET(value)                                                                                                  \
+	({                                                                                                             \
+		typeof(value) __value = (value);                                                                       \
+		asm volatile("" : "+r"(__value));                                                                      \
+		__value;                                                                                               \
+	})
+
 /* Why something that happened is not in the report. common::lost names these; keep both in step. */
 enum lost_reason {
 	LOST_EVENT,   /* the event buffer had no room */

@@ -59,14 +59,6 @@ struct stack_walk {
 };
 SCRATCH(stack_walk);
 
-/* `value`, of which the verifier forgets what it knew: a loop bounded by it then leaves no trace on what follows. */
-#define FORGET(value)                                                                                                  \
-	({                                                                                                             \
-		typeof(value) __value = (value);                                                                       \
-		asm volatile("" : "+r"(__value));                                                                      \
-		__value;                                                                                               \
-	})
-
 /* True for the first stack of an address space, which user space must see while the process lives. */
 static __always_inline bool stack_space_is_new(const struct stack_walk_head *head)
 {

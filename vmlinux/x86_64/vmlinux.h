@@ -123,7 +123,6 @@ struct hlist_nulls_node;
 struct hotplug_slot_ops;
 struct hrtimer;
 struct hrtimer_clock_base;
-struct hrtimer_cpu_base;
 struct hvc_struct;
 struct inet_bind2_bucket;
 struct inet_bind_bucket;
@@ -1088,32 +1087,6 @@ struct dentry {
 struct upid {
 	int nr;
 	struct pid_namespace *ns;
-};
-
-struct seqcount_raw_spinlock {
-	seqcount_t seqcount;
-};
-
-typedef struct seqcount_raw_spinlock seqcount_raw_spinlock_t;
-
-struct rb_root_linked {
-	struct rb_root rb_root;
-	struct rb_node_linked *rb_leftmost;
-};
-
-struct timerqueue_linked_head {
-	struct rb_root_linked rb_root;
-};
-
-struct hrtimer_clock_base {
-	struct hrtimer_cpu_base *cpu_base;
-	const unsigned int index;
-	const clockid_t clockid;
-	seqcount_raw_spinlock_t seq;
-	ktime_t expires_next;
-	struct hrtimer *running;
-	struct timerqueue_linked_head active;
-	ktime_t offset;
 };
 
 typedef struct {
