@@ -97,6 +97,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut open = loader.open(RunqlatSkelBuilder::default(), &mut object)?;
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
     knobs.key_by = key_by;
+    open.maps.runqlat_names.set_autocreate(key.is_some())?;
     unit.configure(&mut open, key.is_some())?;
     let hooks = [hook("runqlat_wakeup"), hook("runqlat_wakeup_new"), hook("runqlat_switch")];
     let loaded = loader.load(open, &hooks, &target)?;
