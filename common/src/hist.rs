@@ -343,12 +343,13 @@ pub struct Histograms {
     key: Option<&'static str>,
     timestamp: bool,
     totals: bool,
+    header_printed: std::cell::Cell<bool>,
 }
 
 impl Histograms {
     /// With the name of what the histograms are split by, and whether to say the time of day above them.
     pub fn new(key: Option<&'static str>, timestamp: bool) -> Self {
-        Self { key, timestamp, totals: false }
+        Self { key, timestamp, totals: false, header_printed: std::cell::Cell::new(false) }
     }
 
     /// Add the line `avg = ..., total: ..., count: ...` that some tools of BCC print below a histogram.
@@ -386,9 +387,16 @@ impl Histograms {
             out.json(&json!({ "time_unix_ns": time::unix_now_ns(), "histograms": histograms }));
             return;
         }
+        if out.format() == Format::Csv {
+            self.print_csv(out, by_id, section);
+            return;
+        }
         out.text("\n");
         if self.timestamp {
             out.text(time::now_of_day() + "\n");
+        }
+        if by_id.is_empty() {
+            out.text(format!("{:>5}count 0\n", ""));
         }
         for (id, histogram) in by_id {
             if let Some(section) = section(*id) {
@@ -397,6 +405,21 @@ impl Histograms {
             out.text(histogram.to_text() + "\n");
             if self.totals {
                 out.text(histogram.totals() + "\n");
+            }
+        }
+    }
+
+    /// A line for each slot that is not empty, with what the histogram is of.
+    fn print_csv(&self, out: &mut Out, by_id: &BTreeMap<u64, Histogram>, section: impl Fn(u64) -> Option<Section>) {
+        if !self.header_printed.replace(true) {
+            out.text("time_unix_ns,of,low_ns,high_ns,count\n");
+        }
+        let time_ns = time::unix_now_ns();
+        for (id, histogram) in by_id {
+            let of = section(*id).map(|section| section.title.replace('"', "\"\"")).unwrap_or_default();
+            for (slot, cell) in &histogram.cells {
+                let (low, high) = (histogram.unit.low_ns(*slot).ceil(), histogram.unit.low_ns(slot + 1).ceil());
+                out.text(format!("{time_ns},\"{of}\",{low:.0},{high:.0},{}\n", cell.count));
             }
         }
     }

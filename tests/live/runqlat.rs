@@ -13,6 +13,7 @@ live_tests! {
     cgroups_take_and_leave,
     intervals_add_up,
     text_is_the_familiar_picture,
+    csv_has_a_line_for_each_slot,
 }
 
 /// Total run delay of a process's threads, in ns, from /proc/PID/task/TID/schedstat.
@@ -111,5 +112,16 @@ fn text_is_the_familiar_picture() -> Outcome {
     check_eq!(finished.stdout.lines().next(), Some("Tracing run queue latency... Hit Ctrl-C to end."));
     check_eq!(finished.stdout.matches("     msecs               : count    distribution\n").count(), 2);
     check_eq!(finished.stdout.matches(" msecs\n").count(), 2);
+    Ok(())
+}
+
+fn csv_has_a_line_for_each_slot() -> Outcome {
+    let crowd = crowd()?;
+    let finished = Tool::new("runqlat").args("--format csv -P 0.5 2").start()?.wait()?.clean()?;
+    let mut lines = finished.stdout.lines();
+    check_eq!(lines.next(), Some("time_unix_ns,of,low_ns,high_ns,count"));
+    let of_crowd = format!(",\"pid = {} spin\",", crowd[0].pid());
+    check!(lines.clone().any(|line| line.contains(&of_crowd)), "{}", finished.stdout);
+    check!(lines.all(|line| line.split(',').count() == 5), "{}", finished.stdout);
     Ok(())
 }
