@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::{Finished, Outcome, Tool, check, check_eq, live_tests};
 
@@ -37,13 +38,20 @@ fn rows_with(finished: &Finished, part: &str) -> Outcome<Vec<Value>> {
 }
 
 fn open_many(count: usize, args: &str) -> Outcome<Finished> {
+    open_many_with(count, args, |_| Ok(()))
+}
+
+/// The same with something done to the tool before the opens begin.
+fn open_many_with(count: usize, args: &str, prepare: fn(&tests::Running) -> Outcome) -> Outcome<Finished> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("many");
     File::create(&file)?;
     let tool = on_self(args)?;
+    prepare(&tool)?;
     for _ in 0..count {
         File::open(&file)?;
     }
+    tool.signal(Signal::SIGCONT)?;
     let finished = tool.stop()?;
     let rows = rows_with(&finished, &file.display().to_string())?.len() as u64;
     check_eq!(rows + finished.lost("events")?, count as u64, "rows and losses");
@@ -70,7 +78,8 @@ fn every_open_once_by_raw_tracepoint() -> Outcome {
 
 fn losses_and_rows_make_the_truth() -> Outcome {
     for transport in ["--buffer 4", "--transport perf --buffer 4"] {
-        let finished = open_many(50_000, transport)?;
+        // A reader that does not run cannot keep up.
+        let finished = open_many_with(50_000, transport, |tool| tool.signal(Signal::SIGSTOP))?;
         check!(finished.lost("events")? > 0, "a buffer of 4 KiB cannot have held them ({transport})");
         check!(finished.stderr.contains("the buffer was full"), "losses are said: {}", finished.stderr);
     }
