@@ -302,6 +302,18 @@ impl Finished {
     }
 }
 
+/// Try up to three times, for truths that this machine's other work, or a loss of the kernel's own that is documented
+/// with the tool, can spoil once in a while. What failed is said, also when a later try succeeds.
+pub fn one_of_three(attempt: impl Fn() -> Outcome) -> Outcome {
+    for _ in 0..2 {
+        match attempt() {
+            Err(Stop::Fail(message)) => eprintln!("tried again after: {message}"),
+            outcome => return outcome,
+        }
+    }
+    attempt()
+}
+
 /// Wait until a condition holds, at most [`PATIENCE`].
 pub fn wait_until(done: impl Fn() -> bool) -> Outcome {
     let deadline = Instant::now() + PATIENCE;
