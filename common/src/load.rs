@@ -137,11 +137,6 @@ impl Loader {
         })
     }
 
-    /// Whether events will go through per-CPU perf buffers, which lay samples out without alignment.
-    pub fn uses_perf_buffer(&self) -> bool {
-        self.perf
-    }
-
     /// Whether tasks can carry BPF state on this kernel.
     pub fn has_task_storage(&self) -> bool {
         self.has_task_storage

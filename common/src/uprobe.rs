@@ -3,13 +3,18 @@
 use std::mem::size_of;
 use std::os::fd::RawFd;
 
+use crate::kernel::Btf;
 use crate::load::NOTHING;
 
 /// Whether many places can be probed with one link that follows all threads of one process.
 ///
 /// Links of many probes came in 6.6, but until 6.10 (46ba0e49b642) such a link, told to follow a process, followed only
-/// the thread whose id is that of the process. Only kernels with that repair refuse a negative process id as invalid.
-pub fn has_multi() -> bool {
+/// the thread whose id is that of the process. Of the kernels that know such links, only those with that repair refuse a
+/// negative process id as invalid.
+pub fn has_multi(btf: &Btf) -> bool {
+    if !btf.mentions("bpf_uprobe_multi_link") {
+        return false;
+    }
     let load = libbpf_sys::bpf_prog_load_opts {
         sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as _,
         expected_attach_type: libbpf_sys::BPF_TRACE_UPROBE_MULTI,

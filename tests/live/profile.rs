@@ -115,14 +115,8 @@ fn a_process_that_has_exited_has_names() -> Outcome {
     Ok(())
 }
 
-fn a_file_that_was_deleted_has_names() -> Outcome {
-    let dir = tempfile::tempdir()?;
-    let copy = dir.path().join("copy; of stacks");
-    fs::copy(workload("stacks"), &copy)?;
-    let mut program = Guard(Command::new(&copy).arg("60").spawn()?);
-    let exe = format!("/proc/{}/exe", program.pid());
-    wait_until(|| fs::read_link(&exe).is_ok_and(|path| path == copy))?;
-    fs::remove_file(&copy)?;
+/// Sample the program, end it, and only then ask for names.
+fn named_after_its_end(mut program: Guard) -> Outcome {
     let tool = Tool::new("profile").args(&format!("--json -F 499 -p {}", program.pid())).start()?;
     std::thread::sleep(Duration::from_secs(1));
     program.0.kill()?;
@@ -131,6 +125,17 @@ fn a_file_that_was_deleted_has_names() -> Outcome {
     let named = samples(&stacks, |stack| is_chain(stack, &HOT) || is_chain(stack, &COLD));
     check!(named > 50, "only {named} samples have names: {stacks:?}");
     Ok(())
+}
+
+fn a_file_that_was_deleted_has_names() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let copy = dir.path().join("copy; of stacks");
+    fs::copy(workload("stacks"), &copy)?;
+    let program = Guard(Command::new(&copy).arg("60").spawn()?);
+    let exe = format!("/proc/{}/exe", program.pid());
+    wait_until(|| fs::read_link(&exe).is_ok_and(|path| path == copy))?;
+    fs::remove_file(&copy)?;
+    named_after_its_end(program)
 }
 
 fn a_file_in_another_mount_namespace_has_names() -> Outcome {
@@ -142,19 +147,12 @@ fn a_file_in_another_mount_namespace_has_names() -> Outcome {
     let Ok(child) = command.spawn() else {
         return Err(tests::Stop::Skip("there is no unshare(1)".into()));
     };
-    let mut program = Guard(child);
+    let program = Guard(child);
     let exe = format!("/proc/{}/exe", program.pid());
     let inside = dir.path().join("program");
     wait_until(|| fs::read_link(&exe).is_ok_and(|path| path == inside))?;
     check!(!inside.exists(), "the file is visible here");
-    let tool = Tool::new("profile").args(&format!("--json -F 499 -p {}", program.pid())).start()?;
-    std::thread::sleep(Duration::from_secs(1));
-    program.0.kill()?;
-    program.0.wait()?;
-    let stacks = stacks(&tool.stop()?)?;
-    let named = samples(&stacks, |stack| is_chain(stack, &HOT) || is_chain(stack, &COLD));
-    check!(named > 50, "only {named} samples have names: {stacks:?}");
-    Ok(())
+    named_after_its_end(program)
 }
 
 fn code_made_at_run_time_has_names() -> Outcome {

@@ -580,7 +580,7 @@ pub fn run(args: Args) -> Result<()> {
     args.stacks.configure(&mut open)?;
     shape_maps(&loader, &mut open, &args, process.is_none())?;
     let hooks: Vec<Hook> = match (&process, args.percpu) {
-        (Some(_), _) if loader.btf().mentions("bpf_uprobe_multi_link") && uprobe::has_multi() => loader.first_accepted(&open, &[SESSION, MULTI, SINGLE])?.to_vec(),
+        (Some(_), _) if uprobe::has_multi(loader.btf()) => loader.first_accepted(&open, &[SESSION, MULTI, SINGLE])?.to_vec(),
         (Some(_), _) => SINGLE.to_vec(),
         (None, true) => [KERNEL, PERCPU].concat(),
         (None, false) => KERNEL.to_vec(),
