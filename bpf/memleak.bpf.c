@@ -525,7 +525,7 @@ static __always_inline u64 pointer_arg(unsigned long long *ctx, u32 n)
 		__arg;                                                                                                 \
 	})
 
-TRACEPOINT_HOOK(memleak_kmalloc, kmalloc)
+static __always_inline int kmalloced(unsigned long long *ctx)
 {
 	u64 pointer = pointer_arg(ctx, 1);
 	u64 size = kmalloc_size_arg == 4 ? ARG(4) : ARG(3);
@@ -535,15 +535,15 @@ TRACEPOINT_HOOK(memleak_kmalloc, kmalloc)
 	return 0;
 }
 
+TRACEPOINT_HOOK(memleak_kmalloc, kmalloc)
+{
+	return kmalloced(ctx);
+}
+
 /* Until 6.1 an allocation on a given node had a tracepoint of its own. */
 TRACEPOINT_HOOK(memleak_kmalloc_node, kmalloc_node)
 {
-	u64 pointer = pointer_arg(ctx, 1);
-	u64 size = kmalloc_size_arg == 4 ? ARG(4) : ARG(3);
-
-	if (pointer && wants(size))
-		allocated(ctx, pointer, size, 0);
-	return 0;
+	return kmalloced(ctx);
 }
 
 static __always_inline u64 kmem_cache_size(const bool typed, unsigned long long *ctx)
@@ -558,7 +558,7 @@ static __always_inline u64 kmem_cache_size(const bool typed, unsigned long long 
 	return FIELD(cache, size);
 }
 
-TRACEPOINT_HOOK(memleak_kmem_cache_alloc, kmem_cache_alloc)
+static __always_inline int cache_allocated(const bool typed, unsigned long long *ctx)
 {
 	u64 pointer = pointer_arg(ctx, 1);
 	u64 size = pointer ? kmem_cache_size(typed, ctx) : 0;
@@ -568,32 +568,33 @@ TRACEPOINT_HOOK(memleak_kmem_cache_alloc, kmem_cache_alloc)
 	return 0;
 }
 
+TRACEPOINT_HOOK(memleak_kmem_cache_alloc, kmem_cache_alloc)
+{
+	return cache_allocated(typed, ctx);
+}
+
 TRACEPOINT_HOOK(memleak_kmem_cache_alloc_node, kmem_cache_alloc_node)
 {
-	u64 pointer = pointer_arg(ctx, 1);
-	u64 size = pointer ? kmem_cache_size(typed, ctx) : 0;
+	return cache_allocated(typed, ctx);
+}
 
-	if (pointer && wants(size))
-		allocated(ctx, pointer, size, 0);
+static __always_inline int kfreed(unsigned long long *ctx)
+{
+	u64 pointer = pointer_arg(ctx, 1);
+
+	if (pointer)
+		freed(ctx, pointer);
 	return 0;
 }
 
 TRACEPOINT_HOOK(memleak_kfree, kfree)
 {
-	u64 pointer = pointer_arg(ctx, 1);
-
-	if (pointer)
-		freed(ctx, pointer);
-	return 0;
+	return kfreed(ctx);
 }
 
 TRACEPOINT_HOOK(memleak_kmem_cache_free, kmem_cache_free)
 {
-	u64 pointer = pointer_arg(ctx, 1);
-
-	if (pointer)
-		freed(ctx, pointer);
-	return 0;
+	return kfreed(ctx);
 }
 
 /* Pages go by their struct page, and per-CPU memory by its cookie; both apart from pointers to memory. */
