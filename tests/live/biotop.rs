@@ -9,6 +9,7 @@ live_tests! {
     submitters_are_exact_by_raw_tracepoint,
     submitters_are_exact_by_insertion,
     a_flush_belongs_to_who_asked,
+    a_flush_belongs_to_who_asked_by_insertion,
     the_pid_wanted_is_that_of_the_submitter,
     no_interval_loses_a_request,
     rows_are_sorted_and_limited,
@@ -65,8 +66,16 @@ fn submitters_are_exact_by_insertion() -> Outcome {
 }
 
 fn a_flush_belongs_to_who_asked() -> Outcome {
+    compare_flush("")
+}
+
+fn a_flush_belongs_to_who_asked_by_insertion() -> Outcome {
+    compare_flush("--hook biotop_insert")
+}
+
+fn compare_flush(args: &str) -> Outcome {
     let disk = Disk::make()?;
-    let tool = Tool::new("biotop").args("--json").start()?;
+    let tool = Tool::new("biotop").args(&format!("--json {args}")).start()?;
     let pid = Disk::work(disk.worker("b", 100, 4096)?)?;
     let finished = tool.stop()?.clean()?;
     check_eq!(sum(&finished, &disk, Some(pid), "F")?, (1, 0));
