@@ -267,6 +267,10 @@ fn writeback_is_charged_to_who_wrote() -> Outcome {
     }
     let (inside, outside) = (Cgroup::make(&root, "in")?, Cgroup::make(&root, "out")?);
     let disk = Disk::make()?;
+    let device = File::open(disk.node())?;
+    // The kernel charges all of a file to whom its first dirty page belongs: not to who looked for partitions there.
+    // SAFETY: a plain system call on an open file.
+    check_eq!(unsafe { libc::posix_fadvise(device.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) }, 0);
     let writer = disk.worker("c", 1000, 4096)?;
     inside.add(writer.pid())?;
     let watch = |cgroup: &Cgroup| {
@@ -276,12 +280,13 @@ fn writeback_is_charged_to_who_wrote() -> Outcome {
     let before = disk.stat()?;
     // What it has made dirty is written when it has ended, by this process, which is in neither.
     Disk::work(writer)?;
-    let device = File::open(disk.node())?;
     let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     // SAFETY: a plain system call on an open file.
     check_eq!(unsafe { libc::sync_file_range(device.as_raw_fd(), 0, 0, flags) }, 0);
     let done = disk.stat()?.since(before);
     check!(done.writes > 0 && done.requests() == done.writes, "{done:?}");
+    let accounted = fs::read_to_string(inside.path.join("io.stat"))?;
+    check!(accounted.contains(" wbytes=4096000 "), "{accounted}");
     check_eq!(total(&histograms(&charged.stop()?.clean()?)?, "count"), done.writes);
     check_eq!(total(&histograms(&other.stop()?.clean()?)?, "count"), 0);
     Ok(())
