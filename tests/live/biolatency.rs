@@ -30,14 +30,14 @@ live_tests! {
     text_is_the_familiar_picture,
 }
 
-/// Reads, writes, and writes through the page cache, which merge.
+/// Reads, writes, writes which the kernel makes sequences with flushes of, and writes through the page cache, which merge.
 fn mixed_work(disk: &Disk) -> Outcome<Stat> {
     let before = disk.stat()?;
-    for (kind, count) in [("r", 500), ("w", 300), ("b", 1000)] {
+    for (kind, count) in [("r", 500), ("w", 300), ("s", 50), ("b", 1000)] {
         Disk::work(disk.worker(kind, count, 4096)?)?;
     }
     let done = disk.stat()?.since(before);
-    check!(done.reads >= 500 && done.writes > 300, "{done:?}");
+    check!(done.reads >= 500 && done.writes > 400, "{done:?}");
     Ok(done)
 }
 
@@ -66,9 +66,12 @@ fn totals_are_the_kernels() -> Outcome {
 }
 
 fn same_total(disk: &Disk, args: &str) -> Outcome {
-    let (histograms, done) = observe(disk, args, mixed_work)?;
-    check_eq!(total(&histograms, "count"), done.requests(), "{args}");
-    Ok(())
+    // Some kernels do not run the programs of a tracepoint for a few of 100 000 requests (see the page, Limits).
+    tests::one_of_three(|| {
+        let (histograms, done) = observe(disk, args, mixed_work)?;
+        check_eq!(total(&histograms, "count"), done.requests(), "{args}");
+        Ok(())
+    })
 }
 
 fn totals_are_the_kernels_by_raw_tracepoint() -> Outcome {
@@ -185,7 +188,7 @@ fn operations_and_flags_are_told_apart() -> Outcome {
     };
     // The kernel counts a flush that was asked for among the writes.
     check_eq!((of("Read"), of("Write") + of("Flush")), (done.reads, done.writes));
-    check_eq!(of("Flush"), 1, "{histograms:?}");
+    check_eq!(of("Flush"), 51, "{histograms:?}");
     let synchronous = |histogram: &Value| histogram["flags"].as_str().is_some_and(|flags| flags.contains("Sync-"));
     check!(histograms.iter().any(synchronous), "{histograms:?}");
     Ok(())
@@ -235,17 +238,18 @@ fn compare_cgroups(args: &str) -> Outcome {
     let (inside, outside) = (Cgroup::make(&root, "in")?, Cgroup::make(&root, "out")?);
     let below = Cgroup::make(&inside.path, "below")?;
     let disk = Disk::make()?;
-    let (wanted, other) = (disk.worker("w", 150, 4096)?, disk.worker("r", 100, 4096)?);
-    below.add(wanted.pid())?;
+    let wanted = [disk.worker("w", 150, 4096)?, disk.worker("s", 50, 4096)?];
+    let other = disk.worker("r", 100, 4096)?;
+    wanted.iter().try_for_each(|wanted| below.add(wanted.pid()))?;
     outside.add(other.pid())?;
     let tool = Tool::new("biolatency").args(&format!("--json -F {args} -c")).arg(&inside.path).start()?;
-    Disk::work(wanted)?;
+    wanted.into_iter().try_for_each(|wanted| Disk::work(wanted).map(drop))?;
     Disk::work(other)?;
-    let records = tool.stop()?.clean()?.records()?;
-    let histograms = records[0]["histograms"].as_array().ok_or("no histograms")?;
-    check_eq!(total(histograms, "count"), 150, "{histograms:?}");
-    let is_write = |histogram: &Value| histogram["flags"].as_str().is_some_and(|flags| flags.ends_with("Write"));
-    check!(histograms.iter().all(is_write), "{histograms:?}");
+    let histograms = histograms(&tool.stop()?.clean()?)?;
+    // Each write that is synced also asks for a flush.
+    check_eq!(total(&histograms, "count"), 150 + 2 * 50, "{histograms:?}");
+    let is_read = |histogram: &Value| histogram["flags"].as_str().is_none_or(|flags| flags.ends_with("Read"));
+    check!(!histograms.iter().any(is_read), "{histograms:?}");
     Ok(())
 }
 
@@ -266,9 +270,10 @@ fn writeback_is_charged_to_who_wrote() -> Outcome {
         ));
     }
     let (inside, outside) = (Cgroup::make(&root, "in")?, Cgroup::make(&root, "out")?);
-    let disk = Disk::make()?;
+    // The kernel charges all of a file, and of a disk, to whom the first page belonged that was ever dirty. So this is a
+    // new disk, and the pages of who looked for partitions there go.
+    let disk = Disk::null(Duration::from_micros(10), 1, 64)?;
     let device = File::open(disk.node())?;
-    // The kernel charges all of a file to whom its first dirty page belongs: not to who looked for partitions there.
     // SAFETY: a plain system call on an open file.
     check_eq!(unsafe { libc::posix_fadvise(device.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) }, 0);
     let writer = disk.worker("c", 1000, 4096)?;

@@ -136,6 +136,13 @@ fn compare_flush(args: &str) -> Outcome {
     let finished = tool.stop()?.clean()?;
     check_eq!(sum(&finished, &disk, Some(pid), "F")?, (1, 0));
     check_eq!(sum(&finished, &disk, None, "W")?.1, 100 << 12);
+
+    // A write that is followed by a flush, of which the kernel makes a sequence.
+    let tool = Tool::new("biotop").args(&format!("--json {args}")).start()?;
+    let pid = Disk::work(disk.worker("s", 100, 4096)?)?;
+    let finished = tool.stop()?.clean()?;
+    check_eq!(sum(&finished, &disk, Some(pid), "W")?, (100, 100 << 12));
+    check_eq!(sum(&finished, &disk, Some(pid), "F")?, (100, 0));
     Ok(())
 }
 
