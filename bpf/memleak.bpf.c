@@ -417,28 +417,9 @@ static __always_inline int enter_any(struct pt_regs *ctx, u32 call)
 }
 
 /*
- * Run the body of a probe without preemption where that can be asked for (6.10).
- *
- * Since 6.13 the stack of a program that needs 64 bytes or more lies in per-CPU memory (a76ab5731e32), also of programs
- * at uprobes, which nothing keeps from being preempted by the same program in another thread: 7.2 followed a pointer
- * that the other had overwritten there.
+ * A session runs at entry and at return; only at entry is it where the probe is. Like all programs at uprobes it could
+ * be preempted: 7.2 then followed a pointer that another thread's run had overwritten on the shared stack.
  */
-extern void bpf_preempt_disable(void) __weak __ksym;
-extern void bpf_preempt_enable(void) __weak __ksym;
-
-#define UNPREEMPTED(body)                                                                                              \
-	({                                                                                                             \
-		int __result;                                                                                          \
-                                                                                                                       \
-		if (bpf_ksym_exists(bpf_preempt_disable))                                                              \
-			bpf_preempt_disable();                                                                         \
-		__result = (body);                                                                                     \
-		if (bpf_ksym_exists(bpf_preempt_enable))                                                               \
-			bpf_preempt_enable();                                                                          \
-		__result;                                                                                              \
-	})
-
-/* A session runs at entry and at return; only at entry is it where the probe is. */
 static __always_inline int session(struct pt_regs *ctx)
 {
 	if (bpf_get_func_ip(ctx) != PT_REGS_IP(ctx))
@@ -449,20 +430,20 @@ static __always_inline int session(struct pt_regs *ctx)
 SEC("?uprobe.session")
 int memleak_session(struct pt_regs *ctx)
 {
-	return UNPREEMPTED(session(ctx));
+	return UNPREEMPTED(true, session(ctx));
 }
 
 SEC("?uprobe.multi")
 int memleak_enter(struct pt_regs *ctx)
 {
-	UNPREEMPTED(enter_any(ctx, bpf_get_attach_cookie(ctx)));
+	UNPREEMPTED(true, enter_any(ctx, bpf_get_attach_cookie(ctx)));
 	return 0;
 }
 
 SEC("?uretprobe.multi")
 int memleak_leave(struct pt_regs *ctx)
 {
-	return UNPREEMPTED(leave(ctx));
+	return UNPREEMPTED(true, leave(ctx));
 }
 
 /* Where there are no probes in bulk there may be no cookies either (5.15): a program for each kind of call. */
@@ -470,7 +451,7 @@ int memleak_leave(struct pt_regs *ctx)
 	SEC("?uprobe")                                                                                                 \
 	int memleak_single_##name(struct pt_regs *ctx)                                                                 \
 	{                                                                                                              \
-		UNPREEMPTED(enter_any(ctx, call));                                                                     \
+		UNPREEMPTED(true, enter_any(ctx, call));                                                               \
 		return 0;                                                                                              \
 	}
 SINGLE(size, MEMLEAK_SIZE)
@@ -489,7 +470,7 @@ SINGLE(loader, MEMLEAK_LOADER)
 SEC("?uretprobe")
 int memleak_single_leave(struct pt_regs *ctx)
 {
-	return UNPREEMPTED(leave(ctx));
+	return UNPREEMPTED(true, leave(ctx));
 }
 
 TRACEPOINT_HOOK(memleak_exec, sched_process_exec, struct task_struct *task)

@@ -57,13 +57,13 @@ int selftest_open__tp(void *ctx)
 	return count_open();
 }
 
-SEC("?fentry/do_filp_open")
+SEC("?fentry/do_sys_openat2")
 int selftest_open__fentry(void *ctx)
 {
 	return count_open();
 }
 
-SEC("?kprobe/do_filp_open")
+SEC("?kprobe/do_sys_openat2")
 int selftest_open__kprobe(void *ctx)
 {
 	return count_open();

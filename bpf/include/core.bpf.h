@@ -26,6 +26,31 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define atomic_add(ptr, value) ((void)__atomic_fetch_add((ptr), (value), __ATOMIC_RELAXED))
 
 /*
+ * Run the body of a program without preemption where that can be asked for (6.10), when `wanted`.
+ *
+ * A program that is preempted shares with others what is per CPU: counters, scratch, and since 6.13 (a76ab5731e32) the
+ * stack of a program that needs 64 bytes or more. And while one run is preempted, the kernel skips other runs of the
+ * same program on that CPU.
+ */
+extern void bpf_preempt_disable(void) __weak __ksym;
+extern void bpf_preempt_enable(void) __weak __ksym;
+
+#define UNPREEMPTED(wanted, body)                                                                                      \
+	({                                                                                                             \
+		int __result;                                                                                          \
+                                                                                                                       \
+		if ((wanted) && bpf_ksym_exists(bpf_preempt_disable))                                                  \
+			bpf_preempt_disable();                                                                         \
+		__result = (body);                                                                                     \
+		if ((wanted) && bpf_ksym_exists(bpf_preempt_enable))                                                   \
+			bpf_preempt_enable();                                                                          \
+		__result;                                                                                              \
+	})
+
+/* Since 7.0 (a46023d5616e) tracepoints do not keep their programs from being preempted; common::load finds out. */
+const volatile bool tracepoints_preemptible = true;
+
+/*
  * One function body, and the programs that are its rungs. User space knows the hook by `name` and loads the first of
  * name__tp_btf and name__raw_tp that the kernel accepts. Inside, `typed` is a compile-time constant: arguments are
  * pointers that the verifier knows (tp_btf), so FIELD() is a plain load; otherwise FIELD() is a probe read.
@@ -35,12 +60,12 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 	_Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wint-conversion\"")                          \
 	    SEC("?tp_btf/" #tracepoint) int name##__tp_btf(unsigned long long *ctx)                                    \
 	{                                                                                                              \
-		return name(true, ___bpf_ctx_cast(args));                                                              \
+		return UNPREEMPTED(tracepoints_preemptible, name(true, ___bpf_ctx_cast(args)));                        \
 	}                                                                                                              \
 	SEC("?raw_tp/" #tracepoint)                                                                                    \
 	int name##__raw_tp(unsigned long long *ctx)                                                                    \
 	{                                                                                                              \
-		return name(false, ___bpf_ctx_cast(args));                                                             \
+		return UNPREEMPTED(tracepoints_preemptible, name(false, ___bpf_ctx_cast(args)));                       \
 	}                                                                                                              \
 	_Pragma("GCC diagnostic pop") static __always_inline int name(const bool typed, unsigned long long *ctx, ##args)
 

@@ -67,6 +67,13 @@ impl Btf {
         find(self.bytes(), &[b"\0", name.as_bytes(), b"\0"].concat()).is_some()
     }
 
+    /// Whether programs at tracepoints can be preempted: they are guarded by SRCU alone since a46023d5616e (7.0).
+    ///
+    /// Kernels up to 6.12 had that SRCU too, for other tracepoints, but not yet `tracepoint_ext` (6.14).
+    pub fn tracepoints_are_preemptible(&self) -> bool {
+        self.mentions("tracepoint_srcu_srcu_data") && self.mentions("tracepoint_ext")
+    }
+
     /// How many arguments the programs on a tracepoint get, or `None` when the kernel does not say.
     ///
     /// They are those of the function that `btf_trace_NAME` points to, but for its first, which is internal.

@@ -300,6 +300,7 @@ impl Loader {
         }
         let knobs = Knobs::of(object)?;
         knobs.set_if_there("use_local_storage", &[u8::from(has_storage)])?;
+        knobs.set_if_there("tracepoints_preemptible", &[u8::from(self.btf.tracepoints_are_preemptible())])?;
         knobs.set_if_there("stream_perf", &[u8::from(self.perf)])?;
         knobs.set_if_there("stream_wakeup_bytes", &(u64::from(self.tool.buffer) << 9).to_ne_bytes())?;
         Ok(())

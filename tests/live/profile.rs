@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::{Finished, Guard, Outcome, Tool, check, check_eq, live_tests, wait_until, workload};
@@ -210,12 +210,14 @@ fn cpus_and_threads_are_told_apart() -> Outcome {
 
 fn a_period_counts_events() -> Outcome {
     let program = Guard::workload("spin", &["0", "60"])?;
+    let begin = Instant::now();
     let finished = Tool::new("profile").args(&format!("--json -c 10000000 -p {} 1", program.pid())).run()?;
+    let most = begin.elapsed().as_millis() as u64 / 10 + 1;
     let record = &finished.records()?[0];
     check_eq!(record["period"], 10_000_000);
     if record["event"] == "cpu-clock" {
         let all = samples(record["stacks"].as_array().ok_or("none")?, |_| true);
-        check!((50..=101).contains(&all), "{all} samples in a second, one each 10 ms");
+        check!((50..=most).contains(&all), "{all} samples in a second or a little more, one each 10 ms");
         check_eq!(finished.stderr.matches("ns of CPU clock").count(), 1);
     }
     Ok(())

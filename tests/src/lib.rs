@@ -314,6 +314,11 @@ pub fn one_of_three(attempt: impl Fn() -> Outcome) -> Outcome {
     attempt()
 }
 
+/// Whether the CPUs are emulated (by qemu, as in scripts/vm): what they do in a second means nothing there.
+pub fn is_emulated() -> bool {
+    std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("QEMU TCG"))
+}
+
 /// Wait until a condition holds, at most [`PATIENCE`].
 pub fn wait_until(done: impl Fn() -> bool) -> Outcome {
     let deadline = Instant::now() + PATIENCE;

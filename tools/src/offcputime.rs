@@ -158,6 +158,17 @@ struct View<'a> {
     in_storage: bool,
     /// Whether stacks were walked as threads left.
     walked_early: bool,
+    /// With that, where each thread was that was away when tracing began: nobody walked its stack as it left.
+    at_start: HashMap<u32, Place>,
+}
+
+/// Where a thread was as /proc tells it: all of its kernel stack, and of its user stack the innermost frame.
+#[derive(Clone)]
+struct Place {
+    /// When it was asked for.
+    seen_ns: u64,
+    user: u64,
+    kernel_frames: Option<Vec<Frame>>,
 }
 
 impl Report for View<'_> {
@@ -173,6 +184,9 @@ impl Report for View<'_> {
         self.begin_ns = time::monotonic_ns();
         let begin = &self.skel.maps.offcputime_begin;
         begin.update(&0_u32.to_ne_bytes(), &self.begin_ns.to_ne_bytes(), MapFlags::ANY)?;
+        if self.walked_early {
+            self.note_those_away();
+        }
         Ok(())
     }
 
@@ -196,20 +210,67 @@ impl Report for View<'_> {
 }
 
 impl View<'_> {
+    /// Note where every thread of interest is that does not run now.
+    fn note_those_away(&mut self) {
+        for thread in proc::threads(&self.args.pid) {
+            if !self.args.tid.is_empty() && !self.args.tid.contains(&thread.tid) {
+                continue;
+            }
+            let Some((_, stat)) = thread.stat() else { continue };
+            let is_kernel = is_kernel_thread(&stat);
+            if stat.first().is_some_and(|letter| letter != "R") && is_kernel.is_some_and(|kernel| self.wants(kernel)) {
+                let place = self.place(thread, is_kernel == Some(true));
+                self.at_start.insert(thread.tid, place);
+            }
+        }
+    }
+
+    /// Whether threads of this kind are asked for.
+    fn wants(&self, is_kernel: bool) -> bool {
+        if is_kernel { !self.args.user_threads_only } else { !self.args.kernel_threads_only }
+    }
+
+    /// Where a thread is.
+    fn place(&mut self, thread: Thread, is_kernel: bool) -> Place {
+        let frame = |(name, offset): (String, u64)| Frame {
+            address: 0,
+            symbol: Some(Symbol { name: name.into(), offset }),
+            module: None,
+            kernel: true,
+        };
+        let add = |address| self.stacks.add_user(thread.pid, address);
+        Place {
+            user: if is_kernel { 0 } else { thread.user_address().map_or(stack::LOST, add) },
+            kernel_frames: thread.kernel_stack().map(|names| names.into_iter().map(frame).collect()),
+            seen_ns: time::monotonic_ns(),
+        }
+    }
+
     /// The times that ended while we traced.
     fn came_back(&self) -> Result<Vec<Time>> {
         let times = table::read::<offcputime_key, offcputime_value>(&self.skel.maps.offcputime_times)?;
-        let time = |(key, value): (offcputime_key, offcputime_value)| Time {
-            pid: key.pid,
-            tid: key.tid,
-            comm: Text::from_c(&key.comm),
-            marks: Marks { involuntary: key.involuntary != 0, at_start: key.at_start != 0, at_end: false },
-            user: key.user,
-            kernel: key.kernel,
-            kernel_frames: None,
-            count: value.count,
-            total_ns: value.total_ns,
-            max_ns: value.max_ns,
+        let time = |(key, value): (offcputime_key, offcputime_value)| {
+            let mut time = Time {
+                pid: key.pid,
+                tid: key.tid,
+                comm: Text::from_c(&key.comm),
+                marks: Marks { involuntary: key.involuntary != 0, at_start: key.at_start != 0, at_end: false },
+                user: key.user,
+                kernel: key.kernel,
+                kernel_frames: None,
+                count: value.count,
+                total_ns: value.total_ns,
+                max_ns: value.max_ns,
+            };
+            if time.marks.at_start && self.walked_early {
+                // One that came back before it was asked for may have been elsewhere by then.
+                let still_away = |place: &&Place| place.seen_ns < self.begin_ns + value.total_ns;
+                let place = self.at_start.get(&key.tid).filter(still_away);
+                time.user = place.map_or(stack::LOST, |place| place.user);
+                time.kernel = stack::LOST;
+                time.kernel_frames = place.and_then(|place| place.kernel_frames.clone());
+            }
+            time
         };
         Ok(times.into_iter().map(time).collect())
     }
@@ -254,8 +315,8 @@ impl View<'_> {
         let args = self.args;
         let (comm, stat) = thread.stat()?;
         let letter = stat.first()?.as_str();
-        let is_kernel = stat.get(6)?.parse::<u32>().ok()? & PF_KTHREAD != 0;
-        if args.user_threads_only && is_kernel || args.kernel_threads_only && !is_kernel {
+        let is_kernel = is_kernel_thread(&stat)?;
+        if !self.wants(is_kernel) {
             return None;
         }
         let (since_ns, involuntary, at_start) = match left {
@@ -288,18 +349,8 @@ impl View<'_> {
                 (time.user, time.kernel) = (left.user, left.kernel);
             }
             _ => {
-                let frame = |(name, offset): (String, u64)| Frame {
-                    address: 0,
-                    symbol: Some(Symbol { name: name.into(), offset }),
-                    module: None,
-                    kernel: true,
-                };
-                time.kernel = stack::LOST;
-                time.kernel_frames = thread.kernel_stack().map(|names| names.into_iter().map(frame).collect());
-                if !is_kernel {
-                    let add = |address| self.stacks.add_user(thread.pid, address);
-                    time.user = thread.user_address().map_or(stack::LOST, add);
-                }
+                let place = self.place(thread, is_kernel);
+                (time.user, time.kernel, time.kernel_frames) = (place.user, stack::LOST, place.kernel_frames);
             }
         }
         Some(time)
@@ -389,6 +440,11 @@ impl View<'_> {
 /// include/linux/sched.h
 const PF_KTHREAD: u32 = 0x0020_0000;
 
+/// Whether a thread is one of the kernel, of the fields of its /proc/PID/stat from the state on.
+fn is_kernel_thread(stat: &[String]) -> Option<bool> {
+    Some(stat.get(6)?.parse::<u32>().ok()? & PF_KTHREAD != 0)
+}
+
 fn min_ns(args: &Args) -> u64 {
     args.min_block_time.saturating_mul(1000)
 }
@@ -464,6 +520,7 @@ pub fn run(args: Args) -> Result<()> {
         begin_ns: 0,
         in_storage,
         walked_early,
+        at_start: HashMap::new(),
     };
     loaded.run(&Run { duration: args.duration, report: true, ..Run::default() }, &mut view)
 }
