@@ -430,20 +430,20 @@ static __always_inline int session(struct pt_regs *ctx)
 SEC("?uprobe.session")
 int memleak_session(struct pt_regs *ctx)
 {
-	return UNPREEMPTED(true, session(ctx));
+	return UNPREEMPTED(session(ctx));
 }
 
 SEC("?uprobe.multi")
 int memleak_enter(struct pt_regs *ctx)
 {
-	UNPREEMPTED(true, enter_any(ctx, bpf_get_attach_cookie(ctx)));
+	UNPREEMPTED(enter_any(ctx, bpf_get_attach_cookie(ctx)));
 	return 0;
 }
 
 SEC("?uretprobe.multi")
 int memleak_leave(struct pt_regs *ctx)
 {
-	return UNPREEMPTED(true, leave(ctx));
+	return UNPREEMPTED(leave(ctx));
 }
 
 /* Where there are no probes in bulk there may be no cookies either (5.15): a program for each kind of call. */
@@ -451,7 +451,7 @@ int memleak_leave(struct pt_regs *ctx)
 	SEC("?uprobe")                                                                                                 \
 	int memleak_single_##name(struct pt_regs *ctx)                                                                 \
 	{                                                                                                              \
-		UNPREEMPTED(true, enter_any(ctx, call));                                                               \
+		UNPREEMPTED(enter_any(ctx, call));                                                                     \
 		return 0;                                                                                              \
 	}
 SINGLE(size, MEMLEAK_SIZE)
@@ -470,7 +470,7 @@ SINGLE(loader, MEMLEAK_LOADER)
 SEC("?uretprobe")
 int memleak_single_leave(struct pt_regs *ctx)
 {
-	return UNPREEMPTED(true, leave(ctx));
+	return UNPREEMPTED(leave(ctx));
 }
 
 TRACEPOINT_HOOK(memleak_exec, sched_process_exec, struct task_struct *task)

@@ -26,29 +26,30 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define atomic_add(ptr, value) ((void)__atomic_fetch_add((ptr), (value), __ATOMIC_RELAXED))
 
 /*
- * Run the body of a program without preemption where that can be asked for (6.10), when `wanted`.
+ * Run the body of a program without preemption where programs of its kind can be preempted: at uprobes always, at
+ * tracepoints since 7.0 (a46023d5616e).
  *
  * A program that is preempted shares with others what is per CPU: counters, scratch, and since 6.13 (a76ab5731e32) the
  * stack of a program that needs 64 bytes or more. And while one run is preempted, the kernel skips other runs of the
  * same program on that CPU.
+ *
+ * common::load replaces the two calls by those of the kernel's functions (6.10), or by nothing. Not by a weak extern:
+ * for that libbpf asks for the kernel's own types, also where there are none and the user supplies a file.
  */
-extern void bpf_preempt_disable(void) __weak __ksym;
-extern void bpf_preempt_enable(void) __weak __ksym;
+#define PREEMPT_DISABLE 0x7c5c0001
+#define PREEMPT_ENABLE	0x7c5c0002
 
-#define UNPREEMPTED(wanted, body)                                                                                      \
+#define REPLACED_CALL(number) asm volatile("call %[n]" ::[n] "i"(number) : "r0", "r1", "r2", "r3", "r4", "r5", "memory")
+
+#define UNPREEMPTED(body)                                                                                              \
 	({                                                                                                             \
 		int __result;                                                                                          \
                                                                                                                        \
-		if ((wanted) && bpf_ksym_exists(bpf_preempt_disable))                                                  \
-			bpf_preempt_disable();                                                                         \
+		REPLACED_CALL(PREEMPT_DISABLE);                                                                        \
 		__result = (body);                                                                                     \
-		if ((wanted) && bpf_ksym_exists(bpf_preempt_enable))                                                   \
-			bpf_preempt_enable();                                                                          \
+		REPLACED_CALL(PREEMPT_ENABLE);                                                                         \
 		__result;                                                                                              \
 	})
-
-/* Since 7.0 (a46023d5616e) tracepoints do not keep their programs from being preempted; common::load finds out. */
-const volatile bool tracepoints_preemptible = true;
 
 /*
  * One function body, and the programs that are its rungs. User space knows the hook by `name` and loads the first of
@@ -60,12 +61,12 @@ const volatile bool tracepoints_preemptible = true;
 	_Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wint-conversion\"")                          \
 	    SEC("?tp_btf/" #tracepoint) int name##__tp_btf(unsigned long long *ctx)                                    \
 	{                                                                                                              \
-		return UNPREEMPTED(tracepoints_preemptible, name(true, ___bpf_ctx_cast(args)));                        \
+		return UNPREEMPTED(name(true, ___bpf_ctx_cast(args)));                                                 \
 	}                                                                                                              \
 	SEC("?raw_tp/" #tracepoint)                                                                                    \
 	int name##__raw_tp(unsigned long long *ctx)                                                                    \
 	{                                                                                                              \
-		return UNPREEMPTED(tracepoints_preemptible, name(false, ___bpf_ctx_cast(args)));                       \
+		return UNPREEMPTED(name(false, ___bpf_ctx_cast(args)));                                                \
 	}                                                                                                              \
 	_Pragma("GCC diagnostic pop") static __always_inline int name(const bool typed, unsigned long long *ctx, ##args)
 

@@ -32,9 +32,21 @@ pub struct Tool {
     /// Which buffer carries events
     #[arg(long, hide = true, default_value = "auto")]
     pub transport: Transport,
+    /// Do not run: load, or load and attach, say as JSON what was chosen, and end
+    #[arg(long, hide = true, value_name = "STEP")]
+    pub plan: Option<Step>,
     /// Write a line to this file descriptor once everything is attached
     #[arg(long, hide = true, value_name = "FD")]
     pub ready_fd: Option<RawFd>,
+}
+
+/// How far a tool goes to find out what it would do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Step {
+    /// The kernel accepts its programs.
+    Load,
+    /// And its hooks.
+    Attach,
 }
 
 /// How events reach user space.

@@ -13,6 +13,9 @@ use crate::fault::unsupported;
 use crate::load::{Knobs, Loader};
 use crate::text::Text;
 
+/// What is lacking where the owner of a request is taken when it is given to the driver, not when it is made.
+pub const LATE_OWNER: &str = "a request that a kernel thread gives to the driver later counts as that thread's";
+
 /// MINORBITS of include/linux/kdev_t.h.
 const MINOR_BITS: u32 = 20;
 /// Bounds of the table of requests.

@@ -11,6 +11,18 @@ pub struct Usage(pub String);
 #[derive(Debug)]
 pub struct Unsupported(pub String);
 
+/// All that was asked for is done, before the tool came to its work: exit status 0, and no message.
+#[derive(Debug)]
+pub struct Done;
+
+impl Display for Done {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str("done")
+    }
+}
+
+impl std::error::Error for Done {}
+
 impl Display for Usage {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -43,9 +55,9 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
         .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
 }
 
-/// The exit status for an error: 0 closed pipe, 1 failure, 2 usage, 3 not possible here.
+/// The exit status for an error: 0 done or closed pipe, 1 failure, 2 usage, 3 not possible here.
 pub fn exit_status(error: &anyhow::Error) -> u8 {
-    if is_closed_pipe(error) {
+    if is_closed_pipe(error) || error.is::<Done>() {
         0
     } else if error.chain().any(|cause| cause.is::<Usage>()) {
         2

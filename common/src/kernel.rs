@@ -11,7 +11,7 @@ use crate::fault::unsupported;
 use crate::proc::status_field;
 
 /// Where the kernel publishes its own types.
-const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
+pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 /// include/uapi/linux/capability.h
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
@@ -74,6 +74,13 @@ impl Btf {
         self.mentions("tracepoint_srcu_srcu_data") && self.mentions("tracepoint_ext")
     }
 
+    /// The id of a function of the kernel by which programs call it; none where the types came from a file.
+    pub fn function(&self, name: &str) -> Option<u32> {
+        let types = Types::of(self.bytes()).filter(|_| self.custom.is_none())?;
+        let name_offset = 1 + find(types.strings, &[b"\0", name.as_bytes(), b"\0"].concat())? as u32;
+        types.iter().find(|found| found.name_offset == name_offset && found.kind == BTF_FUNC).map(|found| found.id)
+    }
+
     /// How many arguments the programs on a tracepoint get, or `None` when the kernel does not say.
     ///
     /// They are those of the function that `btf_trace_NAME` points to, but for its first, which is internal.
@@ -116,6 +123,7 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 /// Kinds of include/uapi/linux/btf.h.
 const BTF_ENUM: u32 = 6;
 const BTF_TYPEDEF: u32 = 8;
+const BTF_FUNC: u32 = 12;
 const BTF_FUNC_PROTO: u32 = 13;
 
 /// The type section of a BTF blob in native byte order, walked without an index: to look up one type, that is all the

@@ -3,7 +3,7 @@
 //! A tool names its hooks; the programs of a hook are called `HOOK__RUNG` and the first rung that this kernel accepts
 //! is loaded. A program called exactly as the hook has no rungs (perf events, uprobes) and is attached by its tool.
 
-use std::cell::RefCell;
+use std::cell::{LazyCell, RefCell};
 use std::ffi::{CString, OsStr};
 use std::mem::{MaybeUninit, size_of};
 use std::path::Path;
@@ -11,7 +11,8 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result, anyhow, bail};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{MapType, OpenObject, PrintLevel};
+use libbpf_rs::{AsRawLibbpf, MapType, OpenObject, PrintLevel};
+use serde::Serialize;
 
 use crate::cli::{Tool, Transport};
 use crate::fault::{unsupported, usage};
@@ -71,6 +72,43 @@ pub const fn optional_hook(name: &'static str) -> Hook {
     Hook { name, optional: true, needs: &[] }
 }
 
+/// One of several ways of a tool to do its work.
+#[derive(Clone, Copy, Debug)]
+pub struct Way<'h> {
+    hooks: &'h [Hook],
+    /// What the user does not get this way, compared with the first; nothing where this is empty.
+    lacks: &'h str,
+}
+
+/// A way of these hooks, and in a phrase what it lacks of the first.
+pub const fn way<'h>(hooks: &'h [Hook], lacks: &'h str) -> Way<'h> {
+    Way { hooks, lacks }
+}
+
+/// A program that was chosen for a hook.
+#[derive(Clone, Debug, Serialize)]
+pub struct Chosen {
+    /// The hook of the tool.
+    pub hook: String,
+    /// The kind of hook, as its section names it.
+    pub rung: String,
+    /// What in the kernel it hooks; nothing where the tool decides that as it runs.
+    pub target: String,
+}
+
+/// What a tool came down to on this kernel.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Plan {
+    /// Its programs.
+    pub hooks: Vec<Chosen>,
+    /// Where it keeps the state of tasks and sockets: `local` storage or a `hash`.
+    pub state: Option<&'static str>,
+    /// What carries its events: a `ring` buffer or `perf` buffers.
+    pub transport: Option<&'static str>,
+    /// What is not as good as it could be, and why.
+    pub degraded: Vec<String>,
+}
+
 /// Opens and loads the objects of one tool.
 pub struct Loader {
     tool: Tool,
@@ -78,6 +116,7 @@ pub struct Loader {
     has_task_storage: bool,
     /// Whether events go through per-CPU perf buffers.
     perf: bool,
+    degraded: RefCell<Vec<String>>,
 }
 
 /// A loaded object and the programs that its hooks came down to.
@@ -87,6 +126,31 @@ pub struct Loaded<S> {
     pub(crate) tool: Tool,
     pub(crate) programs: Vec<String>,
     pub(crate) perf: bool,
+    pub(crate) plan: Plan,
+}
+
+/// The program for a hook, and why better ones were refused.
+struct Choice {
+    program: String,
+    chosen: Chosen,
+    refused: Vec<Refused>,
+}
+
+/// A rung that this kernel does not accept.
+struct Refused {
+    rung: &'static str,
+    target: String,
+    reason: String,
+}
+
+/// Why rungs were refused, those that share target and reason together.
+fn reasons(refused: &[Refused]) -> String {
+    let same = |a: &Refused, b: &Refused| a.target == b.target && a.reason == b.reason;
+    let told = refused.chunk_by(same).map(|group| {
+        let rungs: Vec<&str> = group.iter().map(|refused| refused.rung).collect();
+        format!("{} {}: {}", rungs.join(", "), group[0].target, group[0].reason)
+    });
+    told.collect::<Vec<_>>().join("; ")
 }
 
 impl<S> Loaded<S> {
@@ -134,7 +198,18 @@ impl Loader {
             btf: Btf::open(tool.btf.as_deref())?,
             has_task_storage: kernel::has_map(MapType::TaskStorage),
             perf,
+            degraded: RefCell::default(),
         })
+    }
+
+    /// Note, for `-v` and `corescope doctor`, what is not as good here as it could be, and why.
+    pub fn degrade(&self, what: impl Into<String>) {
+        let what = what.into();
+        self.say(|| what.clone());
+        let mut degraded = self.degraded.borrow_mut();
+        if !degraded.contains(&what) {
+            degraded.push(what);
+        }
     }
 
     /// Whether tasks can carry BPF state on this kernel.
@@ -190,10 +265,20 @@ impl Loader {
         target: &Target,
     ) -> Result<Loaded<O::Output>> {
         let object = open.open_object_mut();
-        let mut programs = Vec::new();
+        let (mut programs, mut plan) = (Vec::new(), Plan::default());
         for hook in hooks {
             match self.choose(object, hook) {
-                Ok(program) => programs.push(program),
+                Ok(choice) => {
+                    if let (Some(refused), None) = (choice.refused.first(), &self.tool.hook) {
+                        let (better, reason) = (refused.rung, &refused.reason);
+                        self.degrade(format!(
+                            "{}, which costs more per event than {better}: {reason}",
+                            choice.chosen.rung
+                        ));
+                    }
+                    programs.push(choice.program);
+                    plan.hooks.push(choice.chosen);
+                }
                 Err(error) if hook.optional => self.say(|| format!("{}: {error:#}", hook.name)),
                 Err(error) => return Err(error),
             }
@@ -205,35 +290,56 @@ impl Loader {
         }
         // Only where the verifier knows the task's type can it be asked for its storage.
         let typed = programs.iter().all(|name| !name.contains("__") || name.ends_with("__tp_btf"));
-        self.prepare_maps(object, self.has_task_storage && typed)?;
+        let has_storage = self.has_task_storage && typed;
+        let is = |kinds: &[MapType]| object.maps().any(|map| kinds.contains(&map.map_type()));
+        if is(&[MapType::TaskStorage, MapType::SkStorage]) {
+            plan.state = Some(if has_storage { "local" } else { "hash" });
+            if !kernel::has_map(MapType::TaskStorage) {
+                self.degrade(
+                    "what is known of a task or socket is kept in a table of limited size: no local storage (5.11)",
+                );
+            }
+        }
+        if is(&[MapType::RingBuf]) {
+            plan.transport = Some(if self.perf { "perf" } else { "ring" });
+        }
+        self.prepare_maps(object, has_storage)?;
+        self.guard_from_preemption(object)?;
         target.apply(object)?;
         let skel = open.load().map_err(|error| self.explain(&error))?;
         target.fill(skel.object())?;
-        Ok(Loaded { skel, tool: self.tool.clone(), programs, perf: self.perf })
+        plan.degraded = self.degraded.take();
+        Ok(Loaded { skel, tool: self.tool.clone(), programs, perf: self.perf, plan })
     }
 
-    /// The first of several ways to do the same of which the kernel accepts every hook. `--hook` may name one of the
-    /// hooks of a way to force it.
+    /// The hooks of the first of several ways of which the kernel accepts all. `--hook` may name one of the hooks of a
+    /// way to force it.
     ///
     /// # Errors
     /// Unsupported, with what the last way lacks.
-    pub fn first_accepted<'obj, 'h>(&self, open: &impl OpenSkel<'obj>, ways: &[&'h [Hook]]) -> Result<&'h [Hook]> {
-        let forced = |way: &&[Hook]| way.iter().any(|hook| self.tool.hook.as_deref() == Some(hook.name));
-        if let Some(way) = ways.iter().copied().find(forced) {
-            return Ok(way);
+    pub fn first_accepted<'obj, 'h>(&self, open: &impl OpenSkel<'obj>, ways: &[Way<'h>]) -> Result<&'h [Hook]> {
+        let forced = |way: &&Way<'_>| way.hooks.iter().any(|hook| self.tool.hook.as_deref() == Some(hook.name));
+        if let Some(way) = ways.iter().find(forced) {
+            return Ok(way.hooks);
         }
         let mut last = Err(anyhow!("no way to choose from"));
         for way in ways {
-            match way.iter().try_for_each(|hook| self.choose(open.open_object(), hook).map(drop)) {
-                Ok(()) => return Ok(way),
-                Err(error) => last = Err(error),
+            match (way.hooks.iter().try_for_each(|hook| self.choose(open.open_object(), hook).map(drop)), &last) {
+                (Ok(()), Err(reason)) => {
+                    if !way.lacks.is_empty() {
+                        self.degrade(format!("{}: {reason:#}", way.lacks));
+                    }
+                    return Ok(way.hooks);
+                }
+                (Ok(()), Ok(())) => return Ok(way.hooks),
+                (Err(error), _) => last = Err(error),
             }
         }
-        last
+        last.map(|()| [].as_slice())
     }
 
     /// The program of the first rung of a hook that the kernel accepts.
-    fn choose(&self, object: &OpenObject, hook: &Hook) -> Result<String> {
+    fn choose(&self, object: &OpenObject, hook: &Hook) -> Result<Choice> {
         let name = hook.name;
         if let Some(missing) = hook.needs.iter().find(|name| !self.btf.mentions(name)) {
             return Err(unsupported(format!("this kernel has no {missing}, which {name} needs")));
@@ -241,10 +347,18 @@ impl Loader {
         let mut refused = Vec::new();
         let candidates: Vec<(String, String)> = object
             .progs()
-            .filter_map(|program| Some((program.name().to_str()?.to_owned(), program.section().to_str()?.to_owned())))
+            .filter_map(|program| {
+                let section = program.section().to_str()?.trim_start_matches('?');
+                Some((program.name().to_str()?.to_owned(), section.to_owned()))
+            })
             .collect();
-        if candidates.iter().any(|(program, _)| program == name) {
-            return Ok(name.to_owned());
+        let choice = |program: &str, section: &str, refused: Vec<Refused>| {
+            let (rung, target) = section.split_once('/').unwrap_or((section, ""));
+            let chosen = Chosen { hook: name.to_owned(), rung: rung.to_owned(), target: target.to_owned() };
+            Choice { program: program.to_owned(), chosen, refused }
+        };
+        if let Some((program, section)) = candidates.iter().find(|(program, _)| program == name) {
+            return Ok(choice(program, section, refused));
         }
         for (rung, suffix) in RUNGS {
             let wanted = format!("{name}__{suffix}");
@@ -256,14 +370,14 @@ impl Loader {
                 continue;
             }
             match self.probe(rung, target) {
-                Ok(()) => return Ok(program.clone()),
-                Err(reason) => refused.push(format!("{suffix} {target}: {reason}")),
+                Ok(()) => return Ok(choice(program, section, refused)),
+                Err(reason) => refused.push(Refused { rung: suffix, target: target.to_owned(), reason }),
             }
         }
         if refused.is_empty() {
             return Err(unsupported(format!("{name} has no rung {}", self.tool.hook.as_deref().unwrap_or("at all"))));
         }
-        Err(unsupported(format!("this kernel offers no hook for it ({})", refused.join("; "))))
+        Err(unsupported(format!("this kernel offers no hook for it ({})", reasons(&refused))))
     }
 
     /// Whether a program could be attached this way, or why not.
@@ -300,9 +414,45 @@ impl Loader {
         }
         let knobs = Knobs::of(object)?;
         knobs.set_if_there("use_local_storage", &[u8::from(has_storage)])?;
-        knobs.set_if_there("tracepoints_preemptible", &[u8::from(self.btf.tracepoints_are_preemptible())])?;
         knobs.set_if_there("stream_perf", &[u8::from(self.perf)])?;
         knobs.set_if_there("stream_wakeup_bytes", &(u64::from(self.tool.buffer) << 9).to_ne_bytes())?;
+        Ok(())
+    }
+
+    /// Replace the calls of `UNPREEMPTED` in core.bpf.h, in programs of the kinds that can be preempted here, by those of
+    /// the kernel's functions, elsewhere by nothing.
+    fn guard_from_preemption(&self, object: &mut OpenObject) -> Result<()> {
+        let tracepoints = self.btf.tracepoints_are_preemptible();
+        let function = |name| self.btf.function(name);
+        let functions = LazyCell::new(|| function("bpf_preempt_disable").zip(function("bpf_preempt_enable")));
+        for program in object.progs_mut().filter(|program| program.autoload()) {
+            let wanted = tracepoints || program.section().to_string_lossy().contains("probe");
+            let functions = if wanted { *functions } else { None };
+            let mut instructions = program.insns().to_vec();
+            for instruction in &mut instructions {
+                let is_disable = instruction.imm == PREEMPT_DISABLE;
+                if instruction.code != CALL || !is_disable && instruction.imm != PREEMPT_ENABLE {
+                    continue;
+                }
+                if let Some((disable, enable)) = functions {
+                    instruction.set_src_reg(libbpf_sys::BPF_PSEUDO_KFUNC_CALL as u8);
+                    instruction.imm = (if is_disable { disable } else { enable }) as i32;
+                } else {
+                    *instruction = NOTHING[0];
+                }
+            }
+            // SAFETY: libbpf copies the instructions, of which there are as many as before.
+            let status = unsafe {
+                libbpf_sys::bpf_program__set_insns(
+                    program.as_libbpf_object().as_ptr(),
+                    instructions.as_mut_ptr(),
+                    instructions.len() as _,
+                )
+            };
+            if status != 0 {
+                bail!("cannot prepare program {}", program.name().to_string_lossy());
+            }
+        }
         Ok(())
     }
 
@@ -320,11 +470,22 @@ impl Loader {
             Some(rest.split_once('\'')?.0.to_owned())
         });
         let what = failed.map_or_else(|| "the BPF object".to_owned(), |program| format!("program {program}"));
+        if let Some(field) = said.iter().flat_map(|line| line.lines()).find_map(unresolved) {
+            return unsupported(format!("the kernel's types have no {field}, which {what} reads"));
+        }
         let message =
             format!("the kernel does not load {what}: {} ({error}; more with -v)", kernel::explain_refusal(errno));
         // What the verifier finds wrong is a defect of ours, not something that the kernel lacks.
         if matches!(errno, libc::EACCES | libc::E2BIG) { anyhow!(message) } else { unsupported(message) }
     }
+}
+
+/// The kernel type or field that a program uses and this kernel does not have, of a line that libbpf writes into the
+/// verifier's log: `failed to resolve CO-RE relocation <byte_off> [9] struct task_struct.none (0:1 @ offset 8)`.
+fn unresolved(line: &str) -> Option<&str> {
+    let (_, what) = line.split_once("failed to resolve CO-RE relocation <")?;
+    let what = what.split_once("] ")?.1;
+    Some(what.split_once(" (").map_or(what, |(what, _)| what))
 }
 
 fn probe_tracefs(target: &str) -> Result<(), String> {
@@ -337,6 +498,11 @@ fn probe_tracefs(target: &str) -> Result<(), String> {
         Err("tracefs is not mounted".into())
     }
 }
+
+/// The two calls of `UNPREEMPTED` in core.bpf.h, and the code of a call.
+const PREEMPT_DISABLE: i32 = 0x7c5c_0001;
+const PREEMPT_ENABLE: i32 = 0x7c5c_0002;
+const CALL: u8 = (libbpf_sys::BPF_JMP | libbpf_sys::BPF_CALL) as u8;
 
 /// `mov r0, 0; exit`
 pub(crate) const NOTHING: [libbpf_sys::bpf_insn; 2] = {
@@ -351,6 +517,25 @@ pub(crate) const NOTHING: [libbpf_sys::bpf_insn; 2] = {
     }
     [insn(0xb7), insn(0x95)]
 };
+
+/// Whether programs can be attached to the entry of functions, of which one is tried, or why not.
+///
+/// # Errors
+/// The reason.
+pub fn has_fentry() -> Result<(), String> {
+    probe_fentry(TRIED)
+}
+
+/// Whether probes can be placed in kernel functions, of which one is tried, or why not.
+///
+/// # Errors
+/// The reason.
+pub fn has_kprobes() -> Result<(), String> {
+    probe_kprobe(TRIED)
+}
+
+/// A function of every kernel from 5.6 on.
+const TRIED: &str = "do_sys_openat2";
 
 /// Attach a program that does nothing to the function: hardened kernels refuse the load, some architectures the
 /// attachment.
@@ -458,7 +643,6 @@ impl Knobs {
 
 /// Name, offset and size of every constant, from the object's own BTF.
 fn rodata_layout(object: &OpenObject) -> Result<Vec<(String, usize, usize)>> {
-    use libbpf_rs::AsRawLibbpf;
     let mut layout = Vec::new();
     // SAFETY: libbpf owns the BTF and the names in it as long as the object is open, and all pointers it returns here
     // are checked or valid by its contract (ids come from the BTF itself).
@@ -478,4 +662,18 @@ fn rodata_layout(object: &OpenObject) -> Result<Vec<(String, usize, usize)>> {
         }
     }
     Ok(layout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libbpf_names_what_a_kernel_lacks() {
+        let line = "failed to resolve CO-RE relocation <byte_off> [26] struct task_struct.__state (0:1 @ offset 24)";
+        assert_eq!(unresolved(line), Some("struct task_struct.__state"));
+        let line = "failed to resolve CO-RE relocation <enumval_value> [8] enum bpf_x::NONE = 3";
+        assert_eq!(unresolved(line), Some("enum bpf_x::NONE = 3"));
+        assert_eq!(unresolved("10: (85) call unknown#195896080"), None);
+    }
 }

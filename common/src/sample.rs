@@ -203,6 +203,12 @@ fn parse_cpu_list(text: &str) -> Option<Vec<u32>> {
     Some(cpus)
 }
 
+/// Whether this machine counts CPU cycles, and lets them be sampled.
+pub fn counts_cycles() -> bool {
+    let cpu = online_cpus().ok().and_then(|cpus| cpus.first().copied()).unwrap_or(0);
+    open_event(Clock::Cycles, Rate::Hertz(49), cpu).is_ok()
+}
+
 fn open_event(clock: Clock, rate: Rate, cpu: u32) -> Result<OwnedFd, Errno> {
     let (type_, config) = match clock {
         Clock::Cycles => (libbpf_sys::PERF_TYPE_HARDWARE, libbpf_sys::PERF_COUNT_HW_CPU_CYCLES),

@@ -17,7 +17,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use crate::fault::unsupported;
+use crate::cli::Step;
+use crate::fault::{Done, unsupported};
 use crate::load::Loaded;
 use crate::lost::Lost;
 use crate::out::Out;
@@ -183,6 +184,9 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         until: Option<BorrowedFd<'_>>,
         attach: impl FnOnce(&S) -> Result<Vec<Link>>,
     ) -> Result<()> {
+        if self.tool.plan == Some(Step::Load) {
+            return self.print_plan();
+        }
         let signals = block_signals()?;
         let sink = RefCell::new(Sink { report, error: None, events: 0 });
         let events = self.skel.object().maps().find(|map| map.name() == "events" && is_stream(map));
@@ -193,6 +197,9 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         links.extend(attach(&self.skel)?);
         sink.borrow_mut().report.started()?;
         sink.borrow_mut().report.out().flush()?;
+        if self.tool.plan.is_some() {
+            return self.print_plan();
+        }
         self.tell_ready()?;
         waiter.arm(run)?;
 
@@ -249,6 +256,12 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         let mut builder = RingBufferBuilder::new();
         builder.add(map, |record| sink.borrow_mut().event(record)).context("cannot make the event buffer")?;
         Ok(Stream::Ring(builder.build().context("cannot make the event buffer")?))
+    }
+
+    /// Say what was chosen, and end the tool.
+    fn print_plan(&self) -> Result<()> {
+        println!("{}", serde_json::to_string(&self.plan).context("cannot write the plan")?);
+        Err(Done.into())
     }
 
     fn tell_ready(&self) -> Result<()> {

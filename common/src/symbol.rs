@@ -21,7 +21,9 @@ use crate::proc;
 /// Files kept open for their symbols; of further ones only the path is kept.
 const OPEN_FILES_MAX: usize = 256;
 /// A frame that lies in no mapping known is a reason to look again, or an address that never was one (code without
-/// frame pointers). So a look that finds nothing new puts off the next by at least this, and by twice the last.
+/// frame pointers). So looks that find nothing new put off the next by at least this, and by twice the last; but not the
+/// first few, because a program that has just begun maps its libraries one by one.
+const LOOKS_FREE: u32 = 16;
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(2);
 /// The farthest from its symbol that a kernel address is believed to belong to it. Where addresses are hidden
@@ -90,6 +92,7 @@ struct Image {
     mappings: Vec<Mapping>,
     looked: Option<Instant>,
     look_again: Duration,
+    fruitless: u32,
     /// The file in which a runtime names the code it makes: opened when such code is first seen.
     perf_map: Option<File>,
 }
@@ -108,9 +111,11 @@ impl Image {
         let same = |a: &Mapping, b: &Mapping| (a.start, a.end) == (b.start, b.end);
         if self.mappings.is_empty() || self.mappings.iter().any(|old| found.iter().any(|new| same(old, new))) {
             let is_new = |new: &Mapping| !self.mappings.iter().any(|old| same(old, new));
-            self.look_again = match found.iter().any(is_new) {
-                true => Duration::ZERO,
-                false => (self.look_again * 2).clamp(LOOK_AGAIN, LOOK_AGAIN_MAX),
+            let has_new = found.iter().any(is_new);
+            self.fruitless = if has_new { 0 } else { self.fruitless + 1 };
+            self.look_again = match self.fruitless {
+                ..LOOKS_FREE => Duration::ZERO,
+                _ => (self.look_again * 2).clamp(LOOK_AGAIN, LOOK_AGAIN_MAX),
             };
             // What was unmapped meanwhile may be in stacks taken before.
             let gone = self.mappings.drain(..).filter(|old| {

@@ -4,6 +4,7 @@ mod biolatency;
 mod biotop;
 mod cli;
 mod core;
+mod doctor;
 mod execsnoop;
 mod memleak;
 mod offcputime;
@@ -21,6 +22,7 @@ fn main() -> std::process::ExitCode {
         biotop::tests(),
         cli::tests(),
         core::tests(),
+        doctor::tests(),
         execsnoop::tests(),
         memleak::tests(),
         offcputime::tests(),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use common::kernel::Btf;
 use serde_json::Value;
-use tests::{Finished, Guard, Outcome, Tool, check, check_eq, live_tests};
+use tests::{Finished, Guard, Outcome, Tool, check, check_eq, is_emulated, live_tests};
 
 use crate::profile::{functions, stacks};
 
@@ -134,7 +134,10 @@ fn throughout(args: &str) -> Outcome {
     let mut stacks = stacks(&finished)?;
     stacks.retain(|stack| stack["pid"] == program.pid());
     check_eq!(stacks.len(), 1);
-    near(sum(&stacks, "total_ns", |_| true), 1_500_000_000, "the whole run")?;
+    let total = sum(&stacks, "total_ns", |_| true);
+    // An emulated machine takes its time to end.
+    let most = if is_emulated() { 2_500_000_000 } else { 1_530_000_000 };
+    check!((1_470_000_000..=most).contains(&total), "{total} ns of a run of 1.5 s");
     check!(stacks[0]["still_blocked"] == true && stacks[0]["blocked_at_start"] == true, "{}", stacks[0]);
     check!(functions(&stacks[0], "kernel").iter().any(|name| name.contains("read")), "{}", stacks[0]);
     check_eq!(functions(&stacks[0], "user"), ["read"]);

@@ -9,7 +9,7 @@ use clap::Parser;
 use common::cli::{Format, Interval, Output, Tool};
 use common::disk::{self, Commands, Disk};
 use common::hist::{Histograms, Reader, Section, Unit};
-use common::load::{Hook, Loader, hook};
+use common::load::{Hook, Loader, hook, way};
 use common::out::{self, Out};
 use common::session::{Report, Run};
 use common::target::Target;
@@ -130,7 +130,9 @@ pub fn run(args: Args) -> Result<()> {
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(BiolatencySkelBuilder::default(), &mut object)?;
     let hooks = match target.cgroup {
-        Some(_) => loader.first_accepted(&open, &[&OWNED, &OWNED_BEFORE_6_5])?,
+        Some(_) => {
+            loader.first_accepted(&open, &[way(&OWNED, ""), way(&OWNED_BEFORE_6_5, disk::LATE_OWNER)])?
+        },
         None => &REQUESTS,
     };
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;

@@ -11,7 +11,7 @@ use bpf::biotop::{BiotopSkel, BiotopSkelBuilder};
 use clap::{Parser, ValueEnum};
 use common::cli::{self, Format, Interval, Output, Tool};
 use common::disk::{self, Disk};
-use common::load::{Hook, Loader, hook};
+use common::load::{Hook, Loader, hook, way};
 use common::out::{self, Cell, Column, Out, Rows};
 use common::session::{Report, Run, decode};
 use common::target::Target;
@@ -222,7 +222,7 @@ pub fn run(args: Args) -> Result<()> {
     let loader = Loader::new(&args.tool)?;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(BiotopSkelBuilder::default(), &mut object)?;
-    let hooks = loader.first_accepted(&open, &[&AT_START, &AT_INSERT])?;
+    let hooks = loader.first_accepted(&open, &[way(&AT_START, ""), way(&AT_INSERT, disk::LATE_OWNER)])?;
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
     knobs.block_owner =
         if hooks == AT_START { block_owner::BLOCK_AT_START } else { block_owner::BLOCK_AT_INSERT };

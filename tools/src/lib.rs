@@ -1,12 +1,18 @@
 //! The tools of corescope, one module each, and the registry that lists them.
 
-/// Declare the modules of the tools and the one list of them.
+pub mod doctor;
+
+/// Declare the modules of the tools and the one list of them; behind a tool arguments, if there are such, that make it use
+/// other hooks or parts of the kernel.
 macro_rules! registry {
-    ($($tool:ident),+ $(,)?) => {
+    ($($tool:ident $([$($args:literal),+])?),+ $(,)?) => {
         $(pub mod $tool;)+
 
         /// Every tool of the suite, by name.
         pub const TOOLS: &[common::app::Entry] = &[$(entry!($tool)),+];
+
+        /// For each tool, the arguments that make it use other hooks or parts of the kernel. CGROUP and PID stand for one that exists.
+        pub const VARIANTS: &[(&str, &[&str])] = &[$((stringify!($tool), &["", $($($args),+)?])),+];
     };
 }
 
@@ -35,14 +41,14 @@ macro_rules! main {
 }
 
 registry! {
-    biolatency,
+    biolatency ["-c CGROUP"],
     biotop,
-    execsnoop,
-    memleak,
-    offcputime,
-    opensnoop,
+    execsnoop ["-x"],
+    memleak ["-p PID", "--percpu"],
+    offcputime ["--early-stacks"],
+    opensnoop ["-F", "-c"],
     profile,
-    runqlat,
+    runqlat ["--pidnss"],
     tcplife,
 }
 

@@ -17,7 +17,7 @@ use common::child::Child;
 use common::cli::{self, Format, Interval, Output, Tool};
 use common::elf::Function;
 use common::fault::{unsupported, usage};
-use common::load::{Hook, Loader, hook, optional_hook};
+use common::load::{Hook, Loader, Way, hook, optional_hook, way};
 use common::out::{Cell, Column, Out, Rows, warn};
 use common::session::{Report, Run, decode};
 use common::stack::{Stack, StackArgs, Stacked, Stacks, Style};
@@ -148,6 +148,9 @@ const SINGLE: &[Hook] = &[
     EXEC,
 ];
 const EXEC: Hook = hook("memleak_exec");
+const SINGLE_LACKS: &str = "each function is probed by itself, which takes longer to start and to end";
+const WAYS: [Way<'_>; 3] =
+    [way(SESSION, ""), way(MULTI, "entry and return are two probes, which cost more per allocation"), way(SINGLE, SINGLE_LACKS)];
 
 const KERNEL: &[Hook] = &[
     hook("memleak_kmalloc"),
@@ -580,8 +583,11 @@ pub fn run(args: Args) -> Result<()> {
     args.stacks.configure(&mut open)?;
     shape_maps(&loader, &mut open, &args, process.is_none())?;
     let hooks: Vec<Hook> = match (&process, args.percpu) {
-        (Some(_), _) if uprobe::has_multi(loader.btf()) => loader.first_accepted(&open, &[SESSION, MULTI, SINGLE])?.to_vec(),
-        (Some(_), _) => SINGLE.to_vec(),
+        (Some(_), _) if uprobe::has_multi(loader.btf()) => loader.first_accepted(&open, &WAYS)?.to_vec(),
+        (Some(_), _) => {
+            loader.degrade(format!("{SINGLE_LACKS}: no link of many probes that follows all threads (6.10)"));
+            SINGLE.to_vec()
+        }
         (None, true) => [KERNEL, PERCPU].concat(),
         (None, false) => KERNEL.to_vec(),
     };

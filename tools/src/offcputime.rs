@@ -10,7 +10,7 @@ use bpf::offcputime::types::{offcputime_key, offcputime_left, offcputime_value};
 use bpf::offcputime::{OffcputimeSkel, OffcputimeSkelBuilder};
 use clap::Parser;
 use common::cli::{self, Format, Output, Tool};
-use common::load::{Hook, Loader, hook};
+use common::load::{Hook, Loader, hook, way};
 use common::out::{Cell, Column, Out, Rows};
 use common::proc::{self, Thread};
 use common::session::{Report, Run, decode};
@@ -163,10 +163,7 @@ struct View<'a> {
 }
 
 /// Where a thread was as /proc tells it: all of its kernel stack, and of its user stack the innermost frame.
-#[derive(Clone)]
 struct Place {
-    /// When it was asked for.
-    seen_ns: u64,
     user: u64,
     kernel_frames: Option<Vec<Frame>>,
 }
@@ -181,12 +178,13 @@ impl Report for View<'_> {
         if !self.args.folded {
             self.out.remark(banner(self.args));
         }
+        if self.walked_early {
+            // Before the time begins: who comes back later without having left was there all along.
+            self.note_those_away();
+        }
         self.begin_ns = time::monotonic_ns();
         let begin = &self.skel.maps.offcputime_begin;
         begin.update(&0_u32.to_ne_bytes(), &self.begin_ns.to_ne_bytes(), MapFlags::ANY)?;
-        if self.walked_early {
-            self.note_those_away();
-        }
         Ok(())
     }
 
@@ -242,7 +240,6 @@ impl View<'_> {
         Place {
             user: if is_kernel { 0 } else { thread.user_address().map_or(stack::LOST, add) },
             kernel_frames: thread.kernel_stack().map(|names| names.into_iter().map(frame).collect()),
-            seen_ns: time::monotonic_ns(),
         }
     }
 
@@ -263,9 +260,7 @@ impl View<'_> {
                 max_ns: value.max_ns,
             };
             if time.marks.at_start && self.walked_early {
-                // One that came back before it was asked for may have been elsewhere by then.
-                let still_away = |place: &&Place| place.seen_ns < self.begin_ns + value.total_ns;
-                let place = self.at_start.get(&key.tid).filter(still_away);
+                let place = self.at_start.get(&key.tid);
                 time.user = place.map_or(stack::LOST, |place| place.user);
                 time.kernel = stack::LOST;
                 time.kernel_frames = place.and_then(|place| place.kernel_frames.clone());
@@ -479,6 +474,7 @@ fn banner(args: &Args) -> String {
 /// Stacks walked only for the times that pass the filter; stacks walked as threads leave.
 const LATE: &[Hook] = &[hook("offcputime_leave"), hook("offcputime_return")];
 const EARLY: &[Hook] = &[hook("offcputime_switch")];
+const EARLY_LACKS: &str = "stacks are walked whenever a thread leaves, not only for the times that pass the filter";
 
 /// Run the tool.
 ///
@@ -503,7 +499,7 @@ pub fn run(args: Args) -> Result<()> {
     knobs.state_mask = args.state.unwrap_or(0);
     knobs.prev_state_given = loader.btf().tracepoint_arguments("sched_switch") >= Some(4);
     args.stack.configure(&mut open)?;
-    let hooks = if args.early_stacks { EARLY } else { loader.first_accepted(&open, &[LATE, EARLY])? };
+    let hooks = if args.early_stacks { EARLY } else { loader.first_accepted(&open, &[way(LATE, ""), way(EARLY, EARLY_LACKS)])? };
     let walked_early = hooks.len() == EARLY.len();
     if walked_early {
         // So that those of threads that are away at the end can be read on every kernel.
