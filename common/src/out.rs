@@ -486,7 +486,20 @@ mod tests {
     fn json_has_every_column() {
         let text = render(Format::Json);
         let second: Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
-        assert_eq!(second, json!({"pid": 42, "comm": "a very long name", "size_bytes": null, "path": "x\\ny\""}));
+        let expected =
+            json!({"schema": "/1", "pid": 42, "comm": "a very long name", "size_bytes": null, "path": "x\\ny\""});
+        assert_eq!(second, expected);
+    }
+
+    #[test]
+    fn the_last_column_goes_on_below_itself() {
+        let (mut out, mut rows) = (Out::new(Output::default()), Rows::new(COLUMNS, |key| key != "size_bytes"));
+        out.screen = Some(40);
+        rows.row(&mut out, &cells(b"cat", &b"/0123456789".repeat(4))).unwrap();
+        let text = String::from_utf8(std::mem::take(&mut out.pending)).unwrap();
+        let lines: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(lines[0], "    42 cat      /0123456789/0123456789/0");
+        assert_eq!(lines[1], "                123456789/0123456789");
     }
 
     #[test]
