@@ -10,6 +10,7 @@ use tools::{TOOLS, doctor};
 const DOCTOR: Entry = Entry {
     name: "doctor",
     command: <doctor::Args as clap::CommandFactory>::command,
+    records: Vec::new,
     run: |matches| doctor::run(<doctor::Args as clap::FromArgMatches>::from_arg_matches(matches)?),
 };
 
