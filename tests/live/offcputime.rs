@@ -56,15 +56,21 @@ fn near(measured: u64, truth: u64, what: &str) -> Outcome {
 fn check_sleeps(args: &str) -> Outcome {
     let (long, _, stacks, finished) = sleep_under(args)?;
     let measured = sum(&stacks, "total_ns", is_in("long_nap"));
-    let last = finished.stdout.lines().last().unwrap_or_default();
-    check!(measured.abs_diff(long) * 50 <= long, "{measured} ns of {long} are in long sleeps; {last}");
+    // Switches that the kernel did not show are sleeps that nobody can know of, of at most 40 ms each here.
+    let unseen = finished.lost("unseen")?;
+    let least_ns = long - long / 50 - (unseen * 40_000_000).min(long / 2);
+    check!(
+        (least_ns..=long + long / 50).contains(&measured),
+        "{measured} ns of {long} are in long sleeps, {unseen} unseen"
+    );
     let slept = |stack: &Value| is_in("long_nap")(stack) && stack["involuntary"] == false;
     let naps = |place| sum(&stacks, "count", |s| is_in(place)(s) && s["involuntary"] == false);
     // A tick may preempt a thread that was about to sleep, and its time be over when it runs again: on an emulated
     // machine there is time for that.
     let least = if is_emulated() { 45 } else { 50 };
     for place in ["long_nap", "short_nap"] {
-        check!((least..=50).contains(&naps(place)), "{} sleeps of 50 in {place}: {stacks:?}", naps(place));
+        let naps = naps(place);
+        check!(naps <= 50 && naps + unseen >= least, "{naps} sleeps of 50 in {place}, {unseen} unseen: {stacks:?}");
     }
     for stack in stacks.iter().filter(|stack| slept(stack)) {
         let chain = functions(stack, "user");
