@@ -112,7 +112,8 @@ impl Report for View<'_> {
 const REQUESTS: [Hook; 3] = [hook("biolatency_issue"), hook("biolatency_requeue"), hook("biolatency_complete")];
 /// With the owner of each request.
 const OWNED: [Hook; 4] = [REQUESTS[0], REQUESTS[1], REQUESTS[2], hook("biolatency_start")];
-const OWNED_BEFORE_6_5: [Hook; 4] = [REQUESTS[0], REQUESTS[1], REQUESTS[2], hook("biolatency_insert")];
+const OWNED_BEFORE_6_5: [Hook; 5] =
+    [REQUESTS[0], REQUESTS[1], REQUESTS[2], hook("biolatency_insert"), hook("biolatency_getrq")];
 
 /// Run the tool.
 ///

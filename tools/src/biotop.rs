@@ -209,7 +209,8 @@ impl Report for View<'_> {
 /// The ways to know who submits, the better first.
 const AT_START: [Hook; 4] =
     [hook("biotop_start"), hook("biotop_issue"), hook("biotop_requeue"), hook("biotop_complete")];
-const AT_INSERT: [Hook; 4] = [hook("biotop_insert"), AT_START[1], AT_START[2], AT_START[3]];
+const AT_INSERT: [Hook; 5] =
+    [hook("biotop_insert"), hook("biotop_getrq"), AT_START[1], AT_START[2], AT_START[3]];
 
 /// Run the tool.
 ///
