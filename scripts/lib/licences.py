@@ -1,7 +1,8 @@
-"""The licences of all that is linked into the static corescope, for the packages: licences.py TARGET > FILE.
+"""The licences of all that is linked into the static corescope, for the packages: licences.py TARGET [--without-gpl] > FILE.
 
 The crates are those that Cargo.lock has linked in, not what only builds them. Where one may be used under MIT or BSD
-terms, those are taken. A crate or library without a licence text is an error.
+terms, those are taken. A crate or library without a licence text is an error. Debian wants the
+texts of the GNU GPL to be those that every system of its has; --without-gpl names them instead.
 """
 
 import json
@@ -63,6 +64,8 @@ def libraries(meta):
     mit = next(path for path in (rust / "licenses/MIT.txt", pathlib.Path(like["manifest_path"]).parent / "LICENSE-MIT") if path.exists())
     exception = [read(path) for path in (rust / "licenses/GCC-exception-3.1.txt",) if path.exists()]
     gpl3 = read(source / "elfutils/COPYING")
+    if "--without-gpl" in sys.argv:
+        gpl3 = "On Debian systems the text of the GNU General Public License lies in /usr/share/common-licenses/GPL-3."
     return [
         ("libbpf", "LGPL-2.1-only OR BSD-2-Clause", [read(source / "libbpf/LICENSE.BSD-2-Clause")]),
         ("libelf of elfutils", "LGPL-3.0-or-later OR GPL-2.0-or-later", [read(source / "elfutils/COPYING-LGPLV3"), gpl3]),
