@@ -17,6 +17,7 @@ pub mod out;
 pub mod proc;
 pub mod prologue;
 pub mod sample;
+pub mod schema;
 pub mod session;
 pub mod stack;
 pub mod symbol;

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use libbpf_rs::{MapCore, MapFlags, Object, ProgramMut};
 use serde::Serialize;
 
+use crate::schema::{Field, Kind};
+
 /// Counts of what was lost, by reason. Serialises to the `lost` object of the JSON output.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct Lost {
@@ -28,6 +30,22 @@ pub struct Lost {
 }
 
 impl Lost {
+    /// Its fields in JSON.
+    pub const FIELDS: &[Field] = &[
+        Field::new("events", Kind::Count, "events for which the buffer had no room"),
+        Field::new("states", Kind::Count, "operations whose state did not fit a map"),
+        Field::new("keys", Kind::Count, "values whose key did not fit an aggregation map"),
+        Field::new("stacks", Kind::Count, "stacks that could not be walked or stored"),
+        Field::new("strings", Kind::Count, "strings that did not fit or could not be read in full"),
+        Field::new("scratch", Kind::Count, "events for which no scratch buffer was free"),
+        Field::new("clock", Kind::Count, "intervals whose end was stamped before their beginning"),
+        Field::new(
+            "missed_runs",
+            Kind::Count,
+            "runs of a program that the kernel skipped because it was already running on that CPU",
+        ),
+    ];
+
     /// Read the counters of a loaded object. A counter that cannot be read counts as zero: it never was written.
     pub fn read(object: &Object) -> Self {
         let counters = object.maps().find(|map| map.name() == "lost");

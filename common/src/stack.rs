@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::load::Knobs;
 use crate::proc;
+use crate::schema::{Field, Kind};
 use crate::symbol::{Module, Space, Symbol, Symbols};
 use crate::text::Text;
 
@@ -134,6 +135,15 @@ impl Frame {
         })
     }
 }
+
+/// The fields of a frame in JSON.
+pub const FRAME_FIELDS: &[Field] = &[
+    Field::new("address", Kind::Text, "where it is, hexadecimal"),
+    Field::new("symbol", Kind::Text, "the function").or_null(),
+    Field::new("offset_bytes", Kind::Count, "how far into the function").or_null(),
+    Field::new("module", Kind::Text, "path of the file that it is in").or_null(),
+    Field::new("module_offset_bytes", Kind::Count, "how far into the file: what addr2line takes").or_null(),
+];
 
 /// A stack as a report shows it, innermost frame first.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

@@ -9,6 +9,7 @@ mod execsnoop;
 mod memleak;
 mod offcputime;
 mod opensnoop;
+mod output;
 mod profile;
 mod runqlat;
 mod tcplife;
@@ -27,6 +28,7 @@ fn main() -> std::process::ExitCode {
         memleak::tests(),
         offcputime::tests(),
         opensnoop::tests(),
+        output::tests(),
         profile::tests(),
         runqlat::tests(),
         tcplife::tests(),

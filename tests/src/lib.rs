@@ -287,18 +287,21 @@ impl Finished {
         }
     }
 
+    /// Insist that it ended well.
+    pub fn succeeded(self) -> Outcome<Self> {
+        if self.status.success() { Ok(self) } else { Err(self.why()) }
+    }
+
     /// Insist that it ended well and lost nothing, but for what the kernel itself skips: see [`Finished::complete`].
-    pub fn clean(mut self) -> Outcome<Self> {
-        if !self.status.success() {
-            return Err(self.why());
-        }
+    pub fn clean(self) -> Outcome<Self> {
+        let mut finished = self.succeeded()?;
         let is_skipped =
             |line: &str| line.starts_with("lost: ") && line.ends_with(" program runs skipped by the kernel");
-        if self.stderr.lines().all(is_skipped) && kernel_skips()? {
-            self.stderr.clear();
+        if finished.stderr.lines().all(is_skipped) && kernel_skips()? {
+            finished.stderr.clear();
         }
-        check!(self.stderr.is_empty(), "unexpected words on stderr: {}", self.stderr);
-        Ok(self)
+        check!(finished.stderr.is_empty(), "unexpected words on stderr: {}", finished.stderr);
+        Ok(finished)
     }
 
     /// Insist that of `expected` events all were found. Where programs at tracepoints can be preempted, the kernel skips

@@ -4,14 +4,27 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Command;
+use clap::{Command, CommandFactory, FromArgMatches};
 use common::app::{self, Entry};
 use common::fault::usage;
 
-use crate::TOOLS;
+use crate::{TOOLS, doctor, install};
 
 /// What the binary can do besides being a tool.
-pub const OWN: &[Entry] = &[entry!(doctor), entry!(install)];
+pub const OWN: &[Entry] = &[
+    Entry {
+        name: "doctor",
+        command: <doctor::Args as CommandFactory>::command,
+        records: Vec::new,
+        run: |matches| doctor::run(doctor::Args::from_arg_matches(matches)?),
+    },
+    Entry {
+        name: "install",
+        command: <install::Args as CommandFactory>::command,
+        records: Vec::new,
+        run: |matches| install::run(install::Args::from_arg_matches(matches)?),
+    },
+];
 
 /// All of it as one command line, which help, man page and completions are made of.
 pub fn command() -> Command {
@@ -39,7 +52,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         return app::main(entry, args.into_iter().skip(1));
     }
     // Help, the version, or a mistake.
-    let own = Entry { name: "corescope", command, run: |_| Err(usage("name a tool")) };
+    let own = Entry { name: "corescope", command, records: Vec::new, run: |_| Err(usage("name a tool")) };
     app::main(&own, args.into_iter())
 }
 

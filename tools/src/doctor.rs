@@ -291,7 +291,7 @@ pub fn run(args: Args) -> Result<()> {
         }
     }
     let format = args.output.format();
-    let mut out = Out::new(format);
+    let mut out = Out::new(args.output);
     match format {
         common::cli::Format::Json => {
             let system: serde_json::Map<String, Value> =

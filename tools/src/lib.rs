@@ -21,6 +21,7 @@ macro_rules! entry {
         common::app::Entry {
             name: stringify!($tool),
             command: <$crate::$tool::Args as clap::CommandFactory>::command,
+            records: $crate::$tool::records,
             run: |matches| {
                 $crate::$tool::run(<$crate::$tool::Args as clap::FromArgMatches>::from_arg_matches(matches)?)
             },
@@ -63,6 +64,19 @@ mod tests {
         for tool in TOOLS {
             (tool.command)().debug_assert();
             assert_eq!((tool.command)().get_name(), tool.name);
+        }
+    }
+
+    /// Run with CORESCOPE_WRITE_DOCS=1, it writes the page instead.
+    #[test]
+    fn the_page_on_json_is_current() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/json.md");
+        let page = common::schema::page(TOOLS);
+        if std::env::var_os("CORESCOPE_WRITE_DOCS").is_some() {
+            std::fs::write(path, page).unwrap();
+        } else {
+            let written = std::fs::read_to_string(path).unwrap_or_default();
+            assert!(written == page, "docs/json.md is stale: CORESCOPE_WRITE_DOCS=1 cargo test -p tools json");
         }
     }
 

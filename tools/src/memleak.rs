@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use bpf::memleak::types::{memleak_alloc, memleak_call, memleak_event, memleak_key, memleak_op, memleak_total};
 use bpf::memleak::{MemleakSkel, MemleakSkelBuilder};
 use clap::{ArgGroup, Parser, ValueEnum};
+use common::schema::{self, Field, Kind, Record};
 use common::child::Child;
 use common::cli::{self, Format, Interval, Output, Tool};
 use common::elf::Function;
@@ -23,7 +24,7 @@ use common::session::{Report, Run, decode};
 use common::stack::{Stack, StackArgs, Stacked, Stacks, Style};
 use common::target::Target;
 use common::text::Text;
-use common::time::{WallClock, monotonic_ns, now_of_day, unix_now_ns};
+use common::time::{WallClock, monotonic_ns, unix_now_ns};
 use common::{proc, table, uprobe};
 use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::{Link, MapCore, ProgramMut, UprobeMultiOpts};
@@ -113,7 +114,7 @@ enum Sort {
 
 /// Rows of -t.
 const TRACE_COLUMNS: &[Column] = &[
-    Column::left("time_unix_ns", "TIME", 8, "when"),
+    Column::left("time_unix_ns", "TIME", 8, "when").of(Kind::Count),
     Column::right("tid", "TID", 7, "thread"),
     Column::left("op", "OP", 5, "alloc, or free"),
     Column::left("address", "ADDRESS", 18, "address of the memory"),
@@ -122,9 +123,9 @@ const TRACE_COLUMNS: &[Column] = &[
 
 /// Rows of the report as CSV.
 const STACK_COLUMNS: &[Column] = &[
-    Column::left("time_unix_ns", "TIME", 8, "when the report was made"),
-    Column::right("bytes", "BYTES", 10, "outstanding bytes"),
-    Column::right("count", "COUNT", 8, "outstanding allocations"),
+    Column::left("time_unix_ns", "TIME", 8, "when the report was made").of(Kind::Count),
+    Column::right("bytes", "BYTES", 10, "outstanding bytes").of(Kind::Int),
+    Column::right("count", "COUNT", 8, "outstanding allocations").of(Kind::Int),
     Column::left("stack", "STACK", 0, "frames from the outermost to the innermost, separated by ';'"),
 ];
 
@@ -235,7 +236,7 @@ impl Report for View<'_> {
         let time_ns = self.clock.unix_ns(event.time_ns);
         let op = if event.op == memleak_op::MEMLEAK_ALLOC.0 { "alloc" } else { "free" };
         let cells = [
-            Cell::Shown(common::time::time_of_day(time_ns), time_ns as i64),
+            Cell::Time(time_ns),
             Cell::Uint(event.tid.into()),
             Cell::Str(op),
             Cell::Str(&format!("{:#x}", event.address)),
@@ -377,7 +378,7 @@ impl View<'_> {
         let rate = i64::from(self.args.sample_rate);
         let sampled = if rate > 1 { format!(" (1 in {rate} sampled, scaled up)") } else { String::new() };
         let mut text =
-            format!("[{}] Top {} stacks with outstanding allocations{sampled}:\n", now_of_day(), sorted.len());
+            format!("[{}] Top {} stacks with outstanding allocations{sampled}:\n", self.out.time(unix_now_ns()), sorted.len());
         for (id, outstanding) in sorted {
             let mut allocs = outstanding.allocs.clone();
             allocs.sort_unstable();
@@ -541,6 +542,28 @@ fn configure_tracepoints(loader: &Loader, knobs: &mut bpf::memleak::types::rodat
     (knobs.percpu_size_arg, knobs.percpu_pointer_arg) = if has_call_site { (3, 7) } else { (2, 6) };
 }
 
+const FIELDS: &[Field] =
+    &[Field::new("sample_rate", Kind::Count, "one of so many allocations was followed; figures are scaled up")];
+const STACK_FIELDS: &[Field] = &[
+    Field::new("bytes", Kind::Int, "outstanding bytes"),
+    Field::new("count", Kind::Int, "outstanding allocations"),
+    Field::new("followed_bytes", Kind::Int, "bytes of those that were followed"),
+    Field::new("followed_count", Kind::Int, "how many were followed"),
+    schema::frames("frames", "who allocated, innermost frame first"),
+    Field::new("allocations", Kind::Objects(ALLOCATION_FIELDS), "each of them, with -a").optional(),
+];
+const ALLOCATION_FIELDS: &[Field] = &[
+    Field::new("address", Kind::Text, "address of the memory, hexadecimal"),
+    Field::new("size_bytes", Kind::Count, "its size"),
+];
+
+/// The objects that it writes as JSON.
+pub fn records() -> Vec<Record> {
+    let mut records = schema::stacks(FIELDS, STACK_FIELDS);
+    records.extend(schema::events(TRACE_COLUMNS));
+    records
+}
+
 /// Run the tool.
 ///
 /// # Errors
@@ -594,7 +617,7 @@ pub fn run(args: Args) -> Result<()> {
     let loaded = loader.load(open, &hooks, &target)?;
 
     let mut view = View {
-        out: Out::new(args.output.format()),
+        out: Out::new(args.output),
         trace_rows: Rows::new(TRACE_COLUMNS, |_| true),
         stack_rows: Rows::new(STACK_COLUMNS, |_| true),
         clock: WallClock::default(),

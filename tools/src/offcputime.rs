@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use bpf::offcputime::types::{offcputime_key, offcputime_left, offcputime_value};
 use bpf::offcputime::{OffcputimeSkel, OffcputimeSkelBuilder};
 use clap::Parser;
+use common::schema::{self, Field, Kind, Record};
 use common::cli::{self, Format, Output, Tool};
 use common::load::{Hook, Loader, hook, way};
 use common::out::{Cell, Column, Out, Rows};
@@ -476,6 +477,25 @@ const LATE: &[Hook] = &[hook("offcputime_leave"), hook("offcputime_return")];
 const EARLY: &[Hook] = &[hook("offcputime_switch")];
 const EARLY_LACKS: &str = "stacks are walked whenever a thread leaves, not only for the times that pass the filter";
 
+const STACK_FIELDS: &[Field] = &[
+    Field::new("pid", Kind::Count, "process"),
+    Field::new("tid", Kind::Count, "thread"),
+    Field::new("comm", Kind::Text, "name of the thread"),
+    Field::new("count", Kind::Count, "times that it left the CPU"),
+    Field::new("total_ns", Kind::Count, "time until it was back, in all"),
+    Field::new("max_ns", Kind::Count, "the longest of these times"),
+    Field::new("involuntary", Kind::Bool, "it could have gone on: preempted, or it yielded"),
+    Field::new("blocked_at_start", Kind::Bool, "it was away when tracing began; the time counts from there"),
+    Field::new("still_blocked", Kind::Bool, "it was away when tracing ended"),
+    schema::frames("user", "user stack, innermost frame first"),
+    schema::frames("kernel", "kernel stack, innermost frame first"),
+];
+
+/// The objects that it writes as JSON.
+pub fn records() -> Vec<Record> {
+    schema::stacks(&[], STACK_FIELDS)
+}
+
 /// Run the tool.
 ///
 /// # Errors
@@ -509,7 +529,7 @@ pub fn run(args: Args) -> Result<()> {
     let in_storage = loader.has_task_storage() && loaded.uses("offcputime_return__tp_btf");
 
     let mut view = View {
-        out: Out::new(args.output.format()),
+        out: Out::new(args.output),
         skel: &loaded.skel,
         args: &args,
         stacks: Stacks::traced(),

@@ -9,6 +9,7 @@ use bpf::profile::ProfileSkel;
 use bpf::profile::ProfileSkelBuilder;
 use bpf::profile::types::profile_key;
 use clap::Parser;
+use common::schema::{self, Field, Kind, Record};
 use common::cli::{self, Format, Output, Tool};
 use common::load::{Loader, hook};
 use common::out::{self, Cell, Column, Out, Rows};
@@ -277,6 +278,28 @@ fn banner(args: &Args, clock: Clock) -> String {
     format!("Sampling at {rate} of {whom} by {which} stack{cpu}{until}")
 }
 
+const FIELDS: &[Field] = &[
+    Field::new("event", Kind::Text, "what is counted: cycles, or cpu-clock"),
+    Field::new("frequency_hz", Kind::Count, "samples a second on each CPU, as asked for").or_null(),
+    Field::new("period", Kind::Count, "events from one sample to the next, with -c").or_null(),
+    Field::new("samples_taken", Kind::Count, "samples of all tasks, those that the options leave out too"),
+    Field::new("throttled", Kind::Count, "how often the kernel stopped sampling for a while").or_null(),
+];
+const STACK_FIELDS: &[Field] = &[
+    Field::new("pid", Kind::Count, "process"),
+    Field::new("tid", Kind::Count, "thread, with --threads").or_null(),
+    Field::new("cpu", Kind::Count, "CPU, with --cpus").or_null(),
+    Field::new("comm", Kind::Text, "name of the thread"),
+    Field::new("samples", Kind::Count, "samples with these stacks"),
+    schema::frames("user", "user stack, innermost frame first"),
+    schema::frames("kernel", "kernel stack, innermost frame first"),
+];
+
+/// The objects that it writes as JSON.
+pub fn records() -> Vec<Record> {
+    schema::stacks(FIELDS, STACK_FIELDS)
+}
+
 /// Run the tool.
 ///
 /// # Errors
@@ -311,7 +334,7 @@ pub fn run(args: Args) -> Result<()> {
         out::warn(format_args!("profile: this machine counts no cycles; sampling by {}", clock.unit()));
     }
     let mut view = View {
-        out: Out::new(args.output.format()),
+        out: Out::new(args.output),
         skel: &loaded.skel,
         stacks: Stacks::default(),
         style: Style { offsets: false, addresses: args.address, annotate: args.annotations },
