@@ -19,16 +19,16 @@ build_static() {
     static_dist=$target/$static_triple/release/dist
     libelf=$(cc -print-file-name=libelf.a)
     # Paths of this machine in messages and debugging information would make the file depend on where it was built.
-    # Symbols stay until they have been looked at. (Flags, not variables that build scripts watch, so that the other
-    # builds in this directory stay fresh.)
-    flags="-C target-feature=+crt-static -C relocation-model=pie -C strip=none -L native=$(dirname "$libelf") \
+    # Symbols stay until they have been looked at.
+    flags="-C target-feature=+crt-static -C relocation-model=pie -C strip=none \
 --remap-path-prefix=$top=. --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
     # Since elfutils 0.189 libelf may read sections that zstd compressed.
     if nm "$libelf" 2>/dev/null | grep -q 'U ZSTD_'; then
         ensure_packages "to link statically" libzstd.a:libzstd-dev
         flags+=" -C link-arg=-l:libzstd.a"
     fi
-    env -u SOURCE_DATE_EPOCH RUSTFLAGS="$flags" \
+    # Build scripts watch SOURCE_DATE_EPOCH, and would run again for each of its values.
+    env -u SOURCE_DATE_EPOCH LIBBPF_SYS_LIBRARY_PATH="$(dirname "$libelf")" RUSTFLAGS="$flags" \
         cargo build --quiet --release --locked --manifest-path "$top/Cargo.toml" --target "$static_triple" \
         --package tools --bin corescope --package dist --bin dist --features static
     found=$(nm "$target/$static_triple/release/corescope" | awk '{print $NF}' | grep -xE "$static_forbidden" || true)

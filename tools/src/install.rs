@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use common::cli::Format;
+use common::cli::Output;
 use common::out::Out;
 use common::text::Text;
 
@@ -103,7 +103,7 @@ fn install(exe: &Path, dir: &Path, remove: bool) -> Result<Vec<String>> {
 /// Where the directory is not there or not ours to write, or a name is taken.
 pub fn run(args: Args) -> Result<()> {
     let exe = std::env::current_exe().context("cannot find this program")?;
-    let mut out = Out::new(Format::Text);
+    let mut out = Out::new(Output::default());
     for line in install(&exe, &args.dir, args.remove)? {
         out.text(format!("{line}\n"));
     }
