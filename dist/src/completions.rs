@@ -3,8 +3,11 @@
 use clap::{ArgGroup, Command};
 use clap_complete::{Shell, generate};
 
+/// The name of the file that completes a command.
+pub type Named = fn(&str) -> String;
+
 /// The shells, and the name that each wants the file of a command to have.
-pub const SHELLS: &[(Shell, fn(&str) -> String)] = &[
+pub const SHELLS: &[(Shell, Named)] = &[
     (Shell::Bash, |name| name.to_owned()),
     (Shell::Zsh, |name| format!("_{name}")),
     (Shell::Fish, |name| format!("{name}.fish")),

@@ -113,8 +113,8 @@ fn marked(text: &str) -> Option<(Span, &str)> {
         let tight = !inner.is_empty() && !inner.starts_with(' ') && !inner.ends_with(' ');
         return tight.then(|| (Span::Emphasis(inner.to_owned()), after));
     }
-    if text.starts_with("``") {
-        let (inner, after) = text[2..].split_once("``")?;
+    if let Some(rest) = text.strip_prefix("``") {
+        let (inner, after) = rest.split_once("``")?;
         return Some((Span::Code(inner.trim().to_owned()), after));
     }
     if let Some(rest) = text.strip_prefix('`') {
