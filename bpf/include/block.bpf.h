@@ -48,6 +48,8 @@ struct block_state {
 	u32 tgid;
 	u32 wanted; /* whether the filters accept the owner */
 	u32 requeued;
+	u32 awaited; /* whether its end must come, and counts */
+	u32 unused;
 	char comm[TASK_COMM_LEN];
 };
 
@@ -279,8 +281,13 @@ static __always_inline void block_issued(const bool typed, struct request *rq)
 	/* An owner noted before this request was made was that of another, which was merged away. */
 	if (block_owner == BLOCK_AT_INSERT && (!state->owned_ns || state->owned_ns < FIELD(rq, start_time_ns)))
 		block_own_inserted(typed, state, rq);
+	/* No request is issued twice without an end or a requeue between. */
+	if (state->issued_ns && state->awaited)
+		count_lost(LOST_UNSEEN);
 	state->issued_ns = bpf_ktime_get_ns();
 	state->bytes = FIELD(rq, __data_len);
+	state->awaited =
+	    (FIELD(rq, cmd_flags) & REQ_OP_MASK) < OP_PASSTHROUGH && !(FIELD(rq, rq_flags) & block_flush_seq);
 }
 
 /* At block_rq_requeue. */

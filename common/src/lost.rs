@@ -25,6 +25,8 @@ pub struct Lost {
     pub scratch: u64,
     /// Intervals whose end was stamped before their beginning.
     pub clock: u64,
+    /// Events that must have been, of which the kernel told nobody: two beginnings of the same thing without an end.
+    pub unseen: u64,
     /// Runs of a program that the kernel skipped because it was already running on that CPU.
     pub missed_runs: u64,
 }
@@ -39,6 +41,7 @@ impl Lost {
         Field::new("strings", Kind::Count, "strings that did not fit or could not be read in full"),
         Field::new("scratch", Kind::Count, "events for which no scratch buffer was free"),
         Field::new("clock", Kind::Count, "intervals whose end was stamped before their beginning"),
+        Field::new("unseen", Kind::Count, "events that must have been, of which the kernel told nobody"),
         Field::new(
             "missed_runs",
             Kind::Count,
@@ -63,6 +66,7 @@ impl Lost {
             strings: counter(4),
             scratch: counter(5),
             clock: counter(6),
+            unseen: counter(7),
             missed_runs: object.progs_mut().map(|program| recursion_misses(&program)).sum(),
         }
     }
@@ -82,6 +86,7 @@ impl Lost {
             (self.strings, "strings cut or unreadable"),
             (self.scratch, "events (no scratch buffer was free)"),
             (self.clock, "intervals (the clock went backwards)"),
+            (self.unseen, "events that the kernel did not show"),
             (self.missed_runs, "program runs skipped by the kernel"),
         ];
         reasons.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect()

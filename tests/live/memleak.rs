@@ -119,7 +119,12 @@ fn every_byte_of_a_command() -> Outcome {
 
 fn every_byte_by_other_probes() -> Outcome {
     for hook in ["memleak_session", "memleak_enter", "memleak_single_size"] {
-        check_leaks(&traced(&["known"], &format!("-o 0 --hook {hook}"))?)?;
+        match traced(&["known"], &format!("-o 0 --hook {hook}")) {
+            Ok(finished) => check_leaks(&finished)?,
+            // The last, which is there on every kernel, must not be missing.
+            Err(Stop::Skip(_)) if hook != "memleak_single_size" => {}
+            Err(stop) => return Err(stop),
+        }
     }
     check_leaks(&traced(&["known"], "-o 0 --transport perf")?)?;
     // Without task storage, which needs a typed hook.
