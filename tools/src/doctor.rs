@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -168,6 +168,8 @@ impl Check {
                 word => command.arg(word),
             };
         }
+        // What `output` gives it otherwise is /dev/null, which an empty root does not have.
+        command.stdin(Stdio::inherit());
         let output = command.output().with_context(|| format!("cannot run {tool}"))?;
         let stdout = String::from_utf8_lossy(&output.stdout);
         let prefix = format!("{tool}: ");

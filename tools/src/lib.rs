@@ -1,7 +1,5 @@
 //! The tools of corescope, one module each, and the registry that lists them.
 
-pub mod doctor;
-
 /// Declare the modules of the tools and the one list of them; behind a tool arguments, if there are such, that make it use
 /// other hooks or parts of the kernel.
 macro_rules! registry {
@@ -40,6 +38,10 @@ macro_rules! main {
         }
     };
 }
+
+pub mod corescope;
+pub mod doctor;
+pub mod install;
 
 registry! {
     biolatency ["-c CGROUP"],
