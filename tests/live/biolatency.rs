@@ -162,7 +162,9 @@ fn a_wait_for_the_driver_is_queued_time() -> Outcome {
     let mut averages = [0.0; 2];
     for (average, args) in averages.iter_mut().zip(["", "-Q"]) {
         let (histograms, done) = observe(&disk, args, |disk| crowd(disk, 4, 25))?;
-        check_eq!((done.requests(), total(&histograms, "count")), (100, 100));
+        // The scheduler may merge two that wait side by side.
+        check!((90..=100).contains(&done.requests()), "{} requests of 100", done.requests());
+        check_eq!(total(&histograms, "count"), done.requests());
         *average = histograms[0]["avg_ns"].as_f64().unwrap_or(0.0);
         check!(*average >= completion, "{histograms:?}");
     }
