@@ -92,23 +92,23 @@ impl Cell<'_> {
     }
 
     fn json(&self, line: &mut Vec<u8>) {
-        // Writing a number or a string into memory cannot fail.
-        let _ = match self {
-            Self::Uint(value) => write!(line, "{value}"),
-            Self::Int(value) | Self::Shown(_, value) => write!(line, "{value}"),
-            Self::Float(value, _) | Self::Measured(_, value) => {
-                serde_json::to_writer(line, value).map_err(io::Error::from)
-            }
-            Self::Text(text) => serde_json::to_writer(line, &text.to_string()).map_err(io::Error::from),
-            Self::Str(text) => serde_json::to_writer(line, text).map_err(io::Error::from),
-            Self::List(texts) => {
-                let texts: Vec<String> = texts.iter().map(Text::to_string).collect();
-                serde_json::to_writer(line, &texts).map_err(io::Error::from)
-            }
-            Self::Lines(lines) => serde_json::to_writer(line, lines).map_err(io::Error::from),
-            Self::Flag(_, set) => write!(line, "{set}"),
-            Self::Unknown => write!(line, "null"),
-        };
+        // Writing a value into memory cannot fail.
+        let _ = serde_json::to_writer(line, &self.value());
+    }
+
+    /// The value for machines.
+    pub fn value(&self) -> Value {
+        match self {
+            Self::Uint(value) => (*value).into(),
+            Self::Int(value) | Self::Shown(_, value) => (*value).into(),
+            Self::Float(value, _) | Self::Measured(_, value) => (*value).into(),
+            Self::Text(text) => text.to_string().into(),
+            Self::Str(text) => (*text).into(),
+            Self::List(texts) => texts.iter().map(Text::to_string).collect(),
+            Self::Lines(lines) => lines.iter().map(String::as_str).collect(),
+            Self::Flag(_, set) => (*set).into(),
+            Self::Unknown => Value::Null,
+        }
     }
 
     fn csv(&self, line: &mut Vec<u8>) {
@@ -138,6 +138,7 @@ fn joined(texts: &[Text<'_>]) -> String {
 pub struct Out {
     format: Format,
     pending: Vec<u8>,
+    muted: bool,
 }
 
 /// How many lines the terminal on stdout has, or `None` where there is none or it does not say.
@@ -154,7 +155,12 @@ const PENDING_MAX: usize = 64 << 10;
 impl Out {
     /// Output in `format`.
     pub fn new(format: Format) -> Self {
-        Self { format, pending: Vec::with_capacity(8 << 10) }
+        Self { format, pending: Vec::with_capacity(8 << 10), muted: false }
+    }
+
+    /// Print nothing: standard output is for something else.
+    pub fn mute(&mut self) {
+        self.muted = true;
     }
 
     /// The format in use.
@@ -197,6 +203,9 @@ impl Out {
     /// # Errors
     /// When stdout cannot be written; a closed pipe is recognised by [`crate::fault::is_closed_pipe`].
     pub fn flush(&mut self) -> Result<()> {
+        if self.muted {
+            self.pending.clear();
+        }
         let mut stdout = io::stdout().lock();
         stdout.write_all(&self.pending)?;
         stdout.flush()?;

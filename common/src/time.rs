@@ -50,14 +50,25 @@ impl WallClock {
 
 /// The local time of day `HH:MM:SS` of `unix_ns` nanoseconds since 1970.
 pub fn time_of_day(unix_ns: u64) -> String {
+    let tm = local(unix_ns);
+    format!("{:02}:{:02}:{:02}", tm.tm_hour, tm.tm_min, tm.tm_sec)
+}
+
+fn local(unix_ns: u64) -> libc::tm {
     let seconds = (unix_ns / 1_000_000_000) as libc::time_t;
     let mut tm = MaybeUninit::<libc::tm>::zeroed();
     // SAFETY: both pointers are valid for the call; localtime_r fills `tm` or leaves the zeroes, which are valid too.
-    let tm = unsafe {
+    unsafe {
         libc::localtime_r(&seconds, tm.as_mut_ptr());
         tm.assume_init()
-    };
-    format!("{:02}:{:02}:{:02}", tm.tm_hour, tm.tm_min, tm.tm_sec)
+    }
+}
+
+/// The local date and time `YYYY-MM-DD HH:MM:SS` of `unix_ns` nanoseconds since 1970.
+pub fn date_and_time(unix_ns: u64) -> String {
+    let tm = local(unix_ns);
+    let (year, month) = (tm.tm_year + 1900, tm.tm_mon + 1);
+    format!("{year:04}-{month:02}-{:02} {:02}:{:02}:{:02}", tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec)
 }
 
 /// Nanoseconds since 1970 now.
