@@ -123,9 +123,9 @@ impl StackReport {
         self.begun_unix_ns = time::unix_now_ns();
     }
 
-    /// How much was measured, where that became known after the beginning.
-    pub fn set_how(&mut self, how: String) {
-        self.shape.how = how;
+    /// The time that is reported ends, for now: what follows is work on the report.
+    pub fn measured(&mut self) {
+        self.duration = self.begun.elapsed();
     }
 
     /// Print entries, the largest first, with `about` for all of them in JSON, and keep them for the files.
@@ -145,7 +145,6 @@ impl StackReport {
 
     /// Keep these entries, and no others, for the files.
     pub fn keep(&mut self, entries: Vec<Entry>) {
-        self.duration = self.begun.elapsed();
         if self.has_files() {
             self.kept = entries;
         }

@@ -1,6 +1,7 @@
 //! The tools of corescope, one module each, and the registry that lists them.
 
 pub mod doctor;
+pub mod flamediff;
 
 /// Declare the modules of the tools and the one list of them; behind a tool arguments, if there are such, that make it use
 /// other hooks or parts of the kernel.
@@ -40,6 +41,9 @@ macro_rules! main {
     };
 }
 
+/// What belongs to the suite and traces nothing.
+pub const ASIDE: &[common::app::Entry] = &[entry!(doctor), entry!(flamediff)];
+
 registry! {
     biolatency ["-c CGROUP"],
     biotop,
@@ -54,11 +58,11 @@ registry! {
 
 #[cfg(test)]
 mod tests {
-    use super::TOOLS;
+    use super::{ASIDE, TOOLS};
 
     #[test]
     fn every_command_line_is_sound() {
-        for tool in TOOLS {
+        for tool in TOOLS.iter().chain(ASIDE) {
             (tool.command)().debug_assert();
             assert_eq!((tool.command)().get_name(), tool.name);
         }

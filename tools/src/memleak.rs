@@ -286,6 +286,7 @@ impl Report for View<'_> {
     }
 
     fn interval(&mut self) -> Result<()> {
+        self.report.measured();
         // In case that the event which should have let a stopped command go on was lost.
         if self.process.as_ref().is_some_and(|process| process.child.is_some()) {
             self.look()?;

@@ -196,6 +196,7 @@ impl Report for View<'_> {
     }
 
     fn interval(&mut self) -> Result<()> {
+        self.report.measured();
         let mut times = self.still_blocked()?;
         times.extend(self.came_back()?);
         times.sort_by_key(|time| std::cmp::Reverse(time.total_ns));

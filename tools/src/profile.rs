@@ -132,6 +132,7 @@ impl Report for View<'_> {
     }
 
     fn interval(&mut self) -> Result<()> {
+        self.report.measured();
         let mut counts = self.counts()?;
         counts.sort_by_key(|count| (std::cmp::Reverse(count.samples), count.key.pid, count.key.user, count.key.kernel));
         self.stacks.resolve(counts.iter().flat_map(|count| [count.key.user, count.key.kernel]));

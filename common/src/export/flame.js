@@ -90,7 +90,10 @@
 
   // The frames shown in a row, by where they begin.
   const rows = new Map();
-  for (const frame of frames) rows.set(frame.y, [...(rows.get(frame.y) || []), frame]);
+  for (const frame of frames) {
+    if (!rows.has(frame.y)) rows.set(frame.y, []);
+    rows.get(frame.y).push(frame);
+  }
   for (const row of rows.values()) row.sort((a, b) => a.start - b.start);
   const shownIn = (y) => (rows.get(y) || []).filter((frame) => frame.group.style.display !== "none");
   const step = frames.length > 1 ? Math.min(...[...rows.keys()].filter((y) => y > root.y)) - root.y : 1;

@@ -1,5 +1,6 @@
 //! Stacks for other programs and for the eye: flame graphs, and the files of pprof and of speedscope.
 
+pub mod folded;
 pub mod pprof;
 pub mod speedscope;
 pub mod svg;
@@ -158,13 +159,15 @@ pub enum Unit {
     Nanoseconds,
     /// Memory.
     Bytes,
+    /// Parts of a whole that has so many.
+    Parts(u64),
 }
 
 impl Unit {
     /// Its name in files for machines.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Count(_) => "count",
+            Self::Count(_) | Self::Parts(_) => "count",
             Self::Nanoseconds => "nanoseconds",
             Self::Bytes => "bytes",
         }
@@ -180,8 +183,10 @@ impl Unit {
             )
         };
         match self {
+            Self::Count("") => grouped(value),
             Self::Count(things) if value == 1 => format!("1 {}", things.strip_suffix('s').unwrap_or(things)),
             Self::Count(things) => format!("{} {things}", grouped(value)),
+            Self::Parts(whole) => format!("{:.2} %", value as f64 * 100.0 / whole as f64),
             Self::Nanoseconds => scaled(&[(1_000_000_000, "s"), (1_000_000, "ms"), (1000, "µs")]),
             Self::Bytes => scaled(&[(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]),
         }
@@ -200,7 +205,7 @@ impl std::fmt::Display for Significant {
 }
 
 /// Digits in groups of three.
-fn grouped(value: u64) -> String {
+pub fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

@@ -273,3 +273,25 @@ pub fn encode(sheet: &Sheet<'_>) -> Vec<u8> {
     }
     body.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The examples of protobuf's own description of its encoding.
+    #[test]
+    fn numbers_and_texts_are_encoded() {
+        let mut message = Message::default();
+        message.number(1, 150).number(2, 0).bytes(2, b"testing").numbers(6, [3, 270, 86942].into_iter());
+        assert_eq!(message.0, b"\x08\x96\x01\x12\x07testing\x32\x06\x03\x8e\x02\x9e\xa7\x05");
+        let mut most = Message::default();
+        most.number(1, u64::MAX);
+        assert_eq!(most.0, b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01");
+    }
+
+    #[test]
+    fn ids_are_given_once() {
+        let mut table = Table::default();
+        assert_eq!((table.id("a"), table.id("b"), table.id("a")), ((1, true), (2, true), (1, false)));
+    }
+}

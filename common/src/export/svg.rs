@@ -46,7 +46,7 @@ impl Palette {
     /// The first and the last shade of user frames, and of kernel frames.
     fn shades(self) -> [[Colour; 2]; 2] {
         match self {
-            Self::Warm => [[(30.0, 0.95, 0.66), (52.0, 0.92, 0.62)], [(2.0, 0.80, 0.68), (16.0, 0.85, 0.66)]],
+            Self::Warm => [[(34.0, 0.95, 0.66), (52.0, 0.92, 0.62)], [(350.0, 0.72, 0.71), (370.0, 0.84, 0.69)]],
             Self::Cool => [[(196.0, 0.72, 0.72), (218.0, 0.76, 0.74)], [(252.0, 0.62, 0.77), (276.0, 0.55, 0.77)]],
             Self::Green => [[(78.0, 0.55, 0.64), (118.0, 0.46, 0.68)], [(166.0, 0.48, 0.62), (184.0, 0.52, 0.66)]],
             Self::Difference => [[(0.0, 0.0, 0.93); 2]; 2],
@@ -146,14 +146,13 @@ fn said(node: &Node, root: &Node, picture: &Picture<'_>) -> String {
     let unit = picture.unit;
     let share = |side: usize| percent(node.total[side], root.total[side]);
     if picture.palette == Palette::Difference {
-        return format!(
-            "before {} ({:.2} %), after {} ({:.2} %), {:+.2} points",
-            unit.shown(node.total[0]),
-            share(0),
-            unit.shown(node.total[1]),
-            share(1),
-            share(1) - share(0)
-        );
+        let [before, after] = node.total;
+        let sign = if after < before { "-" } else { "+" };
+        let mut said = format!("before {}, after {}", unit.shown(before), unit.shown(after));
+        if !matches!(unit, Unit::Parts(_)) {
+            said = format!("{said} ({:.2} % and {:.2} % of all)", share(0), share(1));
+        }
+        return format!("{said}, {sign}{}", unit.shown(after.abs_diff(before)));
     }
     let own = if node.own[0] == node.total[0] || node.own[0] == 0 {
         String::new()
@@ -163,9 +162,10 @@ fn said(node: &Node, root: &Node, picture: &Picture<'_>) -> String {
     format!("{}, {:.2} %{own}", unit.shown(node.total[0]), share(0))
 }
 
-/// How much a frame grew: the difference of its shares in the totals, which need not be the same, between -1 and 1.
+/// How much a frame grew, as a part of the larger whole: between -1 and 1.
 fn growth(node: &Node, root: &Node) -> f64 {
-    (percent(node.total[1], root.total[1]) - percent(node.total[0], root.total[0])) / 100.0
+    let [before, after] = node.total.map(|total| total as f64);
+    (after - before) / root.total[0].max(root.total[1]).max(1) as f64
 }
 
 /// The colour of growth, where `most` is the largest: white to red, or to blue.
@@ -242,7 +242,7 @@ fn head(svg: &mut String, picture: &Picture<'_>, whole: u64, height: usize, left
     let _ = write!(
         svg,
         "<g id=\"head\"><rect id=\"plate\" width=\"100%\" height=\"{}\"/>\
-         <text id=\"title\" x=\"{MARGIN}\" y=\"24\">{title}</text>\n",
+         <text id=\"title\" x=\"{MARGIN}\" y=\"24\">{title}",
         HEAD - 2
     );
     let legend = match picture.palette {
@@ -252,21 +252,18 @@ fn head(svg: &mut String, picture: &Picture<'_>, whole: u64, height: usize, left
             [(rgb(user[0]), "user"), (rgb(kernel[0]), "kernel")]
         }
     };
-    let mut x = MARGIN + 10.0 + picture.title.chars().count() as f64 * 9.6;
     for (fill, word) in legend {
         let _ = write!(
             svg,
-            "<rect x=\"{x:.0}\" y=\"13\" width=\"11\" height=\"11\" rx=\"2\" style=\"fill:{fill}\"/>\
-             <text class=\"small\" x=\"{:.0}\" y=\"23\">{word}</text>\n",
-            x + 16.0
+            "<tspan class=\"small\" dx=\"14\" style=\"fill:{fill}\">■</tspan><tspan class=\"small\" dx=\"4\">{word}</tspan>"
         );
-        x += 62.0;
     }
+    svg.push_str("</text>\n");
     let mut lines = picture.subtitle.to_vec();
     if left_out > 0
         && let Some(last) = lines.last_mut()
     {
-        let frames = if left_out == 1 { "1 frame".to_owned() } else { format!("{left_out} frames") };
+        let frames = Unit::Count("frames").shown(left_out as u64);
         let _ = write!(last, " · {frames} narrower than {NARROWEST} px left out");
     }
     for (index, line) in lines.iter().enumerate() {
@@ -368,6 +365,8 @@ mod tests {
         assert!(channels(0.5)[0] > channels(0.5)[1] && channels(-0.5)[0] < channels(-0.5)[1]);
         let svg = draw(&tree, &picture("x", &[], Palette::Difference));
         // What vanished would have no place by what came after.
-        assert!(svg.contains("before 30 samples (75.00 %), after 10 samples (24.39 %), -50.61 points"), "{svg}");
+        assert!(svg.contains("before 30 samples, after 10 samples (75.00 % and 24.39 % of all), -20 samples"), "{svg}");
+        let parts = Picture { unit: Unit::Parts(40), ..picture("x", &[], Palette::Difference) };
+        assert!(draw(&tree, &parts).contains("before 75.00 %, after 25.00 %, -50.00 %"));
     }
 }

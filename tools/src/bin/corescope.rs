@@ -1,22 +1,17 @@
-//! The `corescope` binary: all tools in one, called by name, and `doctor`, which looks at the machine.
+//! The `corescope` binary: all tools in one, called by name, and what traces nothing: `doctor`, which looks at
+//! the machine, and `flamediff`.
 
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
 use common::app::{self, Entry};
-use tools::{TOOLS, doctor};
-
-const DOCTOR: Entry = Entry {
-    name: "doctor",
-    command: <doctor::Args as clap::CommandFactory>::command,
-    run: |matches| doctor::run(<doctor::Args as clap::FromArgMatches>::from_arg_matches(matches)?),
-};
+use tools::{ASIDE, TOOLS};
 
 /// The tool of this name, which may be the path of a link to this program.
 fn find(name: &OsString) -> Option<&'static Entry> {
     let name = Path::new(name).file_name()?;
-    TOOLS.iter().chain([&DOCTOR]).find(|entry| name == entry.name)
+    TOOLS.iter().chain(ASIDE).find(|entry| name == entry.name)
 }
 
 fn main() -> ExitCode {
@@ -29,7 +24,7 @@ fn main() -> ExitCode {
     }
     let names: Vec<&str> = TOOLS.iter().map(|entry| entry.name).collect();
     let help = format!(
-        "Usage: corescope TOOL [ARGUMENTS]\n       corescope doctor [--json] [TOOL...]\n\nTools: {}\n\n\
+        "Usage: corescope TOOL [ARGUMENTS]\n       corescope doctor [--json] [TOOL...]\n       corescope flamediff BEFORE AFTER\n\nTools: {}\n\n\
          corescope TOOL --help describes a tool; doctor says which of them work here, and how.\n",
         names.join(" ")
     );
