@@ -3,6 +3,7 @@
 
 pub mod disk;
 pub mod pprof;
+pub mod svg;
 
 use std::ffi::OsString;
 use std::fmt::Display;
