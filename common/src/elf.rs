@@ -87,6 +87,13 @@ fn find<'data, T: Copy, O: Object<'data>>(file: &O, wanted: impl Fn(&str) -> Opt
     Ok(functions)
 }
 
+/// The build id of the file at `path`, if it is an ELF file that has one.
+pub fn build_id(path: &Path) -> Option<Vec<u8>> {
+    let cache = ReadCache::new(File::open(path).ok()?);
+    let file = object::File::parse(&cache).ok()?;
+    file.build_id().ok().flatten().map(<[u8]>::to_vec)
+}
+
 /// Where in the file the byte at a virtual address is.
 fn file_offset<'data, O: Object<'data>>(file: &O, address: u64) -> Option<u64> {
     file.segments().find_map(|segment| {

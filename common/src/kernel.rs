@@ -237,6 +237,27 @@ pub fn explain_refusal(errno: i32) -> &'static str {
     }
 }
 
+/// The build id of the running kernel.
+pub fn build_id() -> Option<Vec<u8>> {
+    note(&fs::read("/sys/kernel/notes").ok()?, b"GNU\0", NT_GNU_BUILD_ID).map(<[u8]>::to_vec)
+}
+
+/// include/uapi/linux/elf.h
+const NT_GNU_BUILD_ID: u32 = 3;
+
+/// What the first note of this owner and type says.
+fn note<'a>(mut notes: &'a [u8], owner: &[u8], kind: u32) -> Option<&'a [u8]> {
+    loop {
+        let word = |at: usize| notes.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+        let (name_size, size) = (word(0)? as usize, word(4)? as usize);
+        let start = 12 + name_size.next_multiple_of(4);
+        if word(8)? == kind && notes.get(12..12 + name_size)? == owner {
+            return notes.get(start..start + size);
+        }
+        notes = notes.get(start + size.next_multiple_of(4)..)?;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -112,23 +112,23 @@ impl Cell<'_> {
     }
 
     fn json(&self, line: &mut Vec<u8>) {
-        // Writing a number or a string into memory cannot fail.
-        let _ = match self {
-            Self::Uint(value) | Self::Time(value) => write!(line, "{value}"),
-            Self::Int(value) | Self::Shown(_, value) => write!(line, "{value}"),
-            Self::Float(value, _) | Self::Measured(_, value) => {
-                serde_json::to_writer(line, value).map_err(io::Error::from)
-            }
-            Self::Text(text) => serde_json::to_writer(line, &text.to_string()).map_err(io::Error::from),
-            Self::Str(text) => serde_json::to_writer(line, text).map_err(io::Error::from),
-            Self::List(texts) => {
-                let texts: Vec<String> = texts.iter().map(Text::to_string).collect();
-                serde_json::to_writer(line, &texts).map_err(io::Error::from)
-            }
-            Self::Lines(lines) => serde_json::to_writer(line, lines).map_err(io::Error::from),
-            Self::Flag(_, set) => write!(line, "{set}"),
-            Self::Unknown => write!(line, "null"),
-        };
+        // Writing a value into memory cannot fail.
+        let _ = serde_json::to_writer(line, &self.value());
+    }
+
+    /// The value for machines.
+    pub fn value(&self) -> Value {
+        match self {
+            Self::Uint(value) | Self::Time(value) => (*value).into(),
+            Self::Int(value) | Self::Shown(_, value) => (*value).into(),
+            Self::Float(value, _) | Self::Measured(_, value) => (*value).into(),
+            Self::Text(text) => text.to_string().into(),
+            Self::Str(text) => (*text).into(),
+            Self::List(texts) => texts.iter().map(Text::to_string).collect(),
+            Self::Lines(lines) => lines.iter().map(String::as_str).collect(),
+            Self::Flag(_, set) => (*set).into(),
+            Self::Unknown => Value::Null,
+        }
     }
 
     fn csv(&self, line: &mut Vec<u8>) {
@@ -161,6 +161,7 @@ pub struct Out {
     /// The columns of the terminal on stdout.
     screen: Option<usize>,
     pending: Vec<u8>,
+    muted: bool,
 }
 
 fn screen_size() -> Option<libc::winsize> {
@@ -190,7 +191,7 @@ impl Out {
     pub fn new(output: Output) -> Self {
         let format = output.format();
         let screen = if format == Format::Text { screen_columns() } else { None };
-        Self { format, time: output.time, screen, pending: Vec::with_capacity(8 << 10) }
+        Self { format, time: output.time, screen, pending: Vec::with_capacity(8 << 10), muted: false }
     }
 
     /// The time of what follows, for people: what every summary begins with where times are asked for.
@@ -201,6 +202,11 @@ impl Out {
     /// Whether times were asked for by their format.
     pub fn wants_time(&self) -> bool {
         self.time.is_some()
+    }
+
+    /// Print nothing: standard output is for something else.
+    pub fn mute(&mut self) {
+        self.muted = true;
     }
 
     /// The format in use.
@@ -252,6 +258,9 @@ impl Out {
     /// # Errors
     /// When stdout cannot be written; a closed pipe is recognised by [`crate::fault::is_closed_pipe`].
     pub fn flush(&mut self) -> Result<()> {
+        if self.muted {
+            self.pending.clear();
+        }
         let mut stdout = io::stdout().lock();
         stdout.write_all(&self.pending)?;
         stdout.flush()?;

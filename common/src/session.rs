@@ -22,6 +22,7 @@ use crate::fault::{Done, unsupported};
 use crate::load::Loaded;
 use crate::lost::Lost;
 use crate::out::Out;
+use crate::progress::{self, Progress, Tally};
 
 /// How long events may wait in the buffer: while they come, and while none do.
 const DRAIN_BUSY: u16 = 10;
@@ -69,6 +70,11 @@ pub trait Report {
         Ok(())
     }
 
+    /// What to tell on a terminal while the tool works, a few times a second; nothing unless it is cheap to know.
+    fn tally(&self) -> Option<Tally> {
+        None
+    }
+
     /// An interval has passed, or the tool is about to end.
     ///
     /// # Errors
@@ -96,10 +102,12 @@ enum Wake {
     Deadline,
     Until,
     Events,
+    Progress,
     Timeout,
 }
 
-const WAKES: [Wake; 6] = [Wake::Closed, Wake::Signal, Wake::Interval, Wake::Deadline, Wake::Until, Wake::Events];
+const WAKES: [Wake; 7] =
+    [Wake::Closed, Wake::Signal, Wake::Interval, Wake::Deadline, Wake::Until, Wake::Progress, Wake::Events];
 
 enum Stream<'a> {
     Ring(RingBuffer<'a>),
@@ -201,7 +209,8 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
             return self.print_plan();
         }
         self.tell_ready()?;
-        waiter.arm(run)?;
+        let mut progress = sink.borrow().report.tally().and_then(|_| Progress::begin());
+        waiter.arm(run, progress.is_some())?;
 
         let mut reports = 0;
         let mut timeout = stream.as_ref().map(|_| DRAIN_BUSY);
@@ -214,7 +223,13 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
             }
             match wake {
                 Wake::Timeout | Wake::Events => continue,
+                Wake::Progress => {
+                    if let (Some(progress), Some(tally)) = (&mut progress, sink.borrow().report.tally()) {
+                        progress.draw(tally, &Lost::read(self.skel.object()));
+                    }
+                }
                 Wake::Interval => {
+                    progress.as_mut().map(Progress::clear);
                     sink.borrow_mut().report.interval()?;
                     sink.borrow_mut().report.out().flush()?;
                     reports += 1;
@@ -226,6 +241,7 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
                 Wake::Signal | Wake::Deadline | Wake::Until => break,
             }
         }
+        drop(progress);
         drop(links);
         if let Some(stream) = &stream {
             drain(stream, &sink)?;
@@ -303,13 +319,15 @@ struct Waiter {
     epoll: Epoll,
     interval: TimerFd,
     deadline: TimerFd,
+    progress: TimerFd,
 }
 
 impl Waiter {
     fn new(signals: &SignalFd, run: &Run, stream: Option<&Stream<'_>>, until: Option<BorrowedFd<'_>>) -> Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll")?;
         let timer = || TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK);
-        let (interval, deadline) = (timer().context("cannot make a timer")?, timer().context("cannot make a timer")?);
+        let timer = || timer().context("cannot make a timer");
+        let (interval, deadline, progress) = (timer()?, timer()?, timer()?);
         let add =
             |fd: BorrowedFd<'_>, flags: EpollFlags, wake: Wake| epoll.add(fd, EpollEvent::new(flags, wake as u64));
         if let Some(stream) = stream {
@@ -325,16 +343,21 @@ impl Waiter {
         if run.duration.is_some() {
             add(deadline.as_fd(), EpollFlags::EPOLLIN, Wake::Deadline).context("cannot wait for a timer")?;
         }
+        add(progress.as_fd(), EpollFlags::EPOLLIN, Wake::Progress).context("cannot wait for a timer")?;
         // With no flags set, only an error is told: that the reader of a pipe has gone. A file is refused, and cannot go.
         let _ = add(std::io::stdout().as_fd(), EpollFlags::empty(), Wake::Closed);
         if let Some(fd) = until {
             add(fd, EpollFlags::EPOLLIN, Wake::Until).context("cannot wait for the process")?;
         }
-        Ok(Self { epoll, interval, deadline })
+        Ok(Self { epoll, interval, deadline, progress })
     }
 
     /// Start the timers: time counts from when everything was attached.
-    fn arm(&self, run: &Run) -> Result<()> {
+    fn arm(&self, run: &Run, shows_progress: bool) -> Result<()> {
+        if shows_progress {
+            let every = Expiration::Interval(TimeSpec::from_duration(progress::EVERY));
+            self.progress.set(every, TimerSetTimeFlags::empty()).context("cannot set a timer")?;
+        }
         if let Some(interval) = run.interval {
             let every = Expiration::Interval(TimeSpec::from_duration(interval));
             self.interval.set(every, TimerSetTimeFlags::empty()).context("cannot set a timer")?;
@@ -356,9 +379,14 @@ impl Waiter {
         };
         let is_ready = |wake: Wake| events[..ready].iter().any(|event| event.data() == wake as u64);
         let wake = WAKES.into_iter().find(|wake| is_ready(*wake)).unwrap_or(Wake::Timeout);
-        if wake == Wake::Interval {
-            // How often it expired is not asked: a report that took longer than its interval is followed by one more.
-            let _ = nix::unistd::read(self.interval.as_fd(), &mut [0; 8]);
+        // How often it expired is not asked: a report that took longer than its interval is followed by one more.
+        let rings = match wake {
+            Wake::Interval => Some(&self.interval),
+            Wake::Progress => Some(&self.progress),
+            _ => None,
+        };
+        if let Some(timer) = rings {
+            let _ = nix::unistd::read(timer.as_fd(), &mut [0; 8]);
         }
         Ok(wake)
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::load::Knobs;
 use crate::proc;
-use crate::schema::{Field, Kind};
+use crate::schema::{self, Field};
 use crate::symbol::{Module, Space, Symbol, Symbols};
 use crate::text::Text;
 
@@ -138,11 +139,11 @@ impl Frame {
 
 /// The fields of a frame in JSON.
 pub const FRAME_FIELDS: &[Field] = &[
-    Field::new("address", Kind::Text, "where it is, hexadecimal"),
-    Field::new("symbol", Kind::Text, "the function").or_null(),
-    Field::new("offset_bytes", Kind::Count, "how far into the function").or_null(),
-    Field::new("module", Kind::Text, "path of the file that it is in").or_null(),
-    Field::new("module_offset_bytes", Kind::Count, "how far into the file: what addr2line takes").or_null(),
+    Field::new("address", schema::Kind::Text, "where it is, hexadecimal"),
+    Field::new("symbol", schema::Kind::Text, "the function").or_null(),
+    Field::new("offset_bytes", schema::Kind::Count, "how far into the function").or_null(),
+    Field::new("module", schema::Kind::Text, "path of the file that it is in").or_null(),
+    Field::new("module_offset_bytes", schema::Kind::Count, "how far into the file: what addr2line takes").or_null(),
 ];
 
 /// A stack as a report shows it, innermost frame first.
@@ -159,6 +160,32 @@ impl Stack {
     pub fn json(&self) -> Value {
         if self.lost { Value::Null } else { self.frames.iter().map(Frame::json).collect() }
     }
+}
+
+/// What a step of a path is.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Kind {
+    /// The task.
+    Task,
+    /// A frame of its program.
+    User,
+    /// A frame of the kernel.
+    Kernel,
+    /// What is said about the stack.
+    Mark,
+}
+
+/// One step of the way from a task to where it was.
+#[derive(Clone, Debug)]
+pub struct Step<'a> {
+    /// Safe to print.
+    pub label: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Its frame, if it is one.
+    pub frame: Option<&'a Frame>,
+    /// Whether that is the innermost of its stack, whose address is that of the instruction itself.
+    pub innermost: bool,
 }
 
 /// The two stacks of one task at one moment.
@@ -191,25 +218,35 @@ impl Stacked {
         lines
     }
 
-    /// The frames as flame graph programs take them: outermost first, each after a `;`, with `-` between the two
-    /// where they are `delimited`.
-    pub fn folded(&self, style: Style, delimited: bool) -> String {
-        let mut folded = String::new();
-        for (stack, missed) in [(&self.user, MISSED_USER), (&self.kernel, MISSED_KERNEL)] {
+    /// The frames outermost first, with `-` between the two stacks where they are `delimited`.
+    pub fn path(&self, style: Style, delimited: bool) -> Vec<Step<'_>> {
+        let stacks = [(&self.user, Kind::User, MISSED_USER), (&self.kernel, Kind::Kernel, MISSED_KERNEL)];
+        let mut path = Vec::new();
+        for (stack, kind, missed) in stacks {
             let Some(stack) = stack else {
                 continue;
             };
-            if delimited && !folded.is_empty() && (stack.lost || !stack.frames.is_empty()) {
-                folded.push_str(";-");
+            let step = |label: &str, kind| Step { label: label.to_owned(), kind, frame: None, innermost: false };
+            if delimited && !path.is_empty() && (stack.lost || !stack.frames.is_empty()) {
+                path.push(step("-", Kind::Mark));
             }
             if stack.lost {
-                let _ = write!(folded, ";{missed}");
+                path.push(step(missed, kind));
             }
-            for frame in stack.frames.iter().rev() {
-                let _ = write!(folded, ";{}", frame.label(style).replace(';', ":"));
-            }
+            path.extend(stack.frames.iter().enumerate().rev().map(|(index, frame)| Step {
+                label: frame.label(style),
+                kind,
+                frame: Some(frame),
+                innermost: index == 0,
+            }));
         }
-        folded
+        path
+    }
+
+    /// The frames as flame graph programs take them: outermost first, each after a `;`, with `-` between the two
+    /// where they are `delimited`.
+    pub fn folded(&self, style: Style, delimited: bool) -> String {
+        self.path(style, delimited).into_iter().map(|step| format!(";{}", step.label.replace(';', ":"))).collect()
     }
 }
 
@@ -339,6 +376,16 @@ impl Stacks {
         self.symbols.resolve(addresses.into_iter());
     }
 
+    /// How many distinct stacks there are.
+    pub fn count(&self) -> usize {
+        self.walked.len()
+    }
+
+    /// The build id of a file, by [`Module::file`].
+    pub fn build_id(&self, file: usize) -> Option<Rc<[u8]>> {
+        self.symbols.build_id(file)
+    }
+
     /// The stack of an id. Names are those that [`Stacks::resolve`] found before.
     pub fn stack(&self, id: u64) -> Stack {
         if id == NONE {
@@ -434,7 +481,8 @@ mod tests {
 
     #[test]
     fn nameless_frames_show_where_they_are() {
-        let module = Some(Module { path: (*b"/usr/lib/lib\x1bx.so").into(), offset: 0x20 });
+        let path = (*b"/usr/lib/lib\x1bx.so").into();
+        let module = Some(Module { path, offset: 0x20, range: 0..1, file_offset: 0, file: None });
         let frame = Frame { address: 0x7f00, symbol: None, module, kernel: false };
         assert_eq!(frame.label(Style::default()), "lib\\x1bx.so+0x20");
         let unknown = Frame { module: None, ..frame };

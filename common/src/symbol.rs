@@ -1,10 +1,12 @@
 //! From addresses to names: what a process had mapped where, seen while it lived, and the symbols of those files and of
 //! the kernel, looked up when a report needs them.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -16,7 +18,7 @@ use blazesym::symbolize::source::{Elf, Kernel, Process, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 use blazesym::{MaybeDefault, Pid};
 
-use crate::proc;
+use crate::{elf, proc};
 
 /// Files kept open for their symbols; of further ones only the path is kept.
 const OPEN_FILES_MAX: usize = 256;
@@ -47,6 +49,12 @@ pub struct Module {
     /// Distance from where the file begins in memory, in bytes: what `addr2line -e FILE` takes for all but
     /// position-dependent programs.
     pub offset: u64,
+    /// Where this part of it is mapped.
+    pub range: Range<u64>,
+    /// Where in the file that part begins.
+    pub file_offset: u64,
+    /// What [`Symbols::build_id`] knows the file by.
+    pub file: Option<usize>,
 }
 
 impl Module {
@@ -179,6 +187,7 @@ fn parse_mappings(text: &[u8]) -> Vec<Mapping> {
 struct Mapped {
     file: Option<File>,
     path: PathBuf,
+    build_id: OnceCell<Option<Rc<[u8]>>>,
 }
 
 impl Mapped {
@@ -187,7 +196,7 @@ impl Mapped {
         let path = Path::new(OsStr::from_bytes(path));
         let inside = PathBuf::from(format!("/proc/{tgid}/root")).join(path.strip_prefix("/").unwrap_or(path));
         let file = if keep { File::open(by_address).or_else(|_| File::open(&inside)).ok() } else { None };
-        Self { file, path: if inside.exists() { inside } else { path.to_owned() } }
+        Self { file, path: if inside.exists() { inside } else { path.to_owned() }, build_id: OnceCell::new() }
     }
 
     fn path(&self) -> PathBuf {
@@ -294,11 +303,19 @@ impl Symbols {
     /// The file that an address of a process is in.
     pub fn module(&self, space: Option<Space>, address: u64) -> Option<Module> {
         let mapping = self.images.get(&space?)?.mapping(address)?;
-        match &mapping.backing {
-            Backing::File { path, base, .. } => Some(Module { path: path.clone(), offset: address - base }),
-            Backing::Vdso => Some(Module { path: (*b"[vdso]").into(), offset: address - mapping.start }),
-            Backing::Made => Some(Module { path: (*b"[anon]").into(), offset: address - mapping.start }),
-        }
+        let (path, base, file) = match &mapping.backing {
+            Backing::File { path, base, id } => (path.clone(), *base, self.files.indices.get(id).copied()),
+            Backing::Vdso => ((*b"[vdso]").into(), mapping.start, None),
+            Backing::Made => ((*b"[anon]").into(), mapping.start, None),
+        };
+        let range = mapping.start..mapping.end;
+        Some(Module { path, offset: address - base, range, file_offset: mapping.offset, file })
+    }
+
+    /// The build id of a file, if it has one.
+    pub fn build_id(&self, file: usize) -> Option<Rc<[u8]>> {
+        let mapped = self.files.opened.get(file)?;
+        mapped.build_id.get_or_init(|| elf::build_id(&mapped.path()).map(Rc::from)).clone()
     }
 
     /// The name of an address, if [`Symbols::resolve`] found one.

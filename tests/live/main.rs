@@ -6,6 +6,7 @@ mod cli;
 mod core;
 mod doctor;
 mod execsnoop;
+mod export;
 mod memleak;
 mod offcputime;
 mod opensnoop;
@@ -25,6 +26,7 @@ fn main() -> std::process::ExitCode {
         core::tests(),
         doctor::tests(),
         execsnoop::tests(),
+        export::tests(),
         memleak::tests(),
         offcputime::tests(),
         opensnoop::tests(),

@@ -2,6 +2,8 @@
 //! a known truth, and the difference between a test that failed and one that this kernel cannot run.
 
 pub mod disk;
+pub mod pprof;
+pub mod svg;
 
 use std::ffi::OsString;
 use std::fmt::Display;

@@ -18,6 +18,7 @@ pub const OWN: &[Entry] = &[
         records: Vec::new,
         run: |matches| doctor::run(doctor::Args::from_arg_matches(matches)?),
     },
+    entry!(flamediff),
     Entry {
         name: "install",
         command: <install::Args as CommandFactory>::command,

@@ -17,9 +17,13 @@ use common::schema::{self, Field, Kind, Record};
 use common::child::Child;
 use common::cli::{self, Format, Interval, Output, Tool};
 use common::elf::Function;
+use common::export::svg::Palette;
+use common::export::{Entry, ExportArgs, Measure, Shape, Unit};
 use common::fault::{unsupported, usage};
 use common::load::{Hook, Loader, Way, hook, optional_hook, way};
 use common::out::{Cell, Column, Out, Rows, warn};
+use common::progress::Tally;
+use common::report::StackReport;
 use common::session::{Report, Run, decode};
 use common::stack::{Stack, StackArgs, Stacked, Stacks, Style};
 use common::target::Target;
@@ -96,6 +100,8 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 28), allow_negative_numbers = true)]
     max_allocs: Option<u32>,
     #[command(flatten)]
+    exports: ExportArgs,
+    #[command(flatten)]
     stacks: StackArgs,
     #[command(flatten)]
     output: Output,
@@ -128,6 +134,28 @@ const STACK_COLUMNS: &[Column] = &[
     Column::right("count", "COUNT", 8, "outstanding allocations").of(Kind::Int),
     Column::left("stack", "STACK", 0, "frames from the outermost to the innermost, separated by ';'"),
 ];
+
+/// What pictures and files know of an entry beside its numbers.
+const OWNER_COLUMNS: &[Column] =
+    &[Column::right("pid", "PID", 7, "process"), Column::left("comm", "COMM", 16, "its name")];
+
+fn shape(args: &Args) -> Shape {
+    let sampled = if args.sample_rate > 1 { format!(", 1 in {} sampled, scaled up", args.sample_rate) } else { String::new() };
+    Shape {
+        tool: "memleak",
+        title: "Outstanding memory",
+        palette: Palette::Green,
+        columns: OWNER_COLUMNS,
+        measures: vec![
+            Measure { name: "inuse_objects", unit: Unit::Count("allocations") },
+            Measure { name: "inuse_space", unit: Unit::Bytes },
+        ],
+        drawn: 1,
+        divisor: 1,
+        period: None,
+        how: format!("allocated since tracing began and not freed{sampled}"),
+    }
+}
 
 /// By uprobes, the best first: one program for entry and return; one for each; a program for each kind of call.
 const SESSION: &[Hook] = &[hook("memleak_session").needing(&["BPF_TRACE_UPROBE_SESSION"]), EXEC];
@@ -199,6 +227,9 @@ struct View<'a> {
     args: &'a Args,
     skel: &'a MemleakSkel<'a>,
     stacks: Stacks,
+    report: StackReport,
+    /// Whose memory it is, as the first frame of a picture.
+    owner: Text<'static>,
     process: Option<Process>,
     found_any: bool,
     links: Vec<Link>,
@@ -209,12 +240,22 @@ impl Report for View<'_> {
         &mut self.out
     }
 
+    fn tally(&self) -> Option<Tally> {
+        // The lines of -t tell enough.
+        let wanted = self.report.is_for_people() && !self.args.trace;
+        wanted.then(|| Tally { samples: None, stacks: self.stacks.count() })
+    }
+
+    fn ended(&mut self) -> Result<()> {
+        self.report.ended(&self.stacks)
+    }
+
     fn started(&mut self) -> Result<()> {
         let Some(process) = &mut self.process else {
-            self.out.remark("Attaching to kernel allocators, Ctrl+C to quit.");
+            self.report.started(&mut self.out, "Attaching to kernel allocators, Ctrl+C to quit.");
             return Ok(());
         };
-        self.out.remark(format!("Attaching to pid {}, Ctrl+C to quit.", process.pid));
+        self.report.started(&mut self.out, &format!("Attaching to pid {}, Ctrl+C to quit.", process.pid));
         if let Some(child) = &mut process.child {
             return child.release();
         }
@@ -246,6 +287,7 @@ impl Report for View<'_> {
     }
 
     fn interval(&mut self) -> Result<()> {
+        self.report.measured();
         // In case that the event which should have let a stopped command go on was lost.
         if self.process.as_ref().is_some_and(|process| process.child.is_some()) {
             self.look()?;
@@ -253,6 +295,18 @@ impl Report for View<'_> {
         let all = if self.args.combined_only { self.totals()? } else { self.allocations()? };
         let mut sorted: Vec<(u64, Outstanding)> = all.into_iter().collect();
         sorted.sort_by_key(|(id, outstanding)| (std::cmp::Reverse(self.rank(outstanding)), *id));
+        if self.report.has_files() || self.args.exports.folded {
+            // All, because a picture of some would have the wrong shares.
+            self.stacks.resolve(sorted.iter().map(|(id, _)| *id));
+            self.owner = self.owner();
+            let entries: Vec<Entry> = sorted.iter().map(|(id, outstanding)| self.entry(*id, outstanding)).collect();
+            if self.args.exports.folded && self.out.format() == Format::Text {
+                self.report.folded(&mut self.out, &entries);
+                self.report.keep(entries);
+                return Ok(());
+            }
+            self.report.keep(entries);
+        }
         sorted.truncate(self.args.top as usize);
         self.stacks.resolve(sorted.iter().map(|(id, _)| *id));
         self.print(&sorted)
@@ -406,6 +460,28 @@ impl View<'_> {
             object["allocations"] = outstanding.allocs.iter().map(alloc).collect();
         }
         object
+    }
+
+    /// What the traced process calls itself, as long as it can be asked.
+    fn owner(&self) -> Text<'static> {
+        let process = self.process.as_ref().and_then(|process| proc::comm(process.pid));
+        process.unwrap_or_else(|| self.owner.clone())
+    }
+
+    fn entry(&self, id: u64, outstanding: &Outstanding) -> Entry {
+        let rate = i64::from(self.args.sample_rate);
+        // What was freed by nobody we saw can make a total negative for a moment.
+        let scaled = |value: i64| u64::try_from(value * rate).unwrap_or(0);
+        Entry {
+            cells: match &self.process {
+                Some(process) => vec![Cell::Uint(process.pid.into()), Cell::Text(self.owner.clone())],
+                None => vec![Cell::Unknown; 2],
+            },
+            roots: vec![self.owner.to_string().replace(' ', "_")],
+            task: self.owner.to_string(),
+            stacked: self.stacked(id),
+            values: vec![scaled(outstanding.count), scaled(outstanding.bytes)],
+        }
     }
 
     fn stacked(&self, id: u64) -> Stacked {
@@ -569,6 +645,9 @@ pub fn records() -> Vec<Record> {
 /// # Errors
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
+    if args.trace && args.exports.folded {
+        return Err(usage("--trace and --folded have different lines"));
+    }
     if args.trace && args.output.format() == Format::Csv {
         return Err(usage("--trace and the report have different columns: use --json"));
     }
@@ -616,14 +695,18 @@ pub fn run(args: Args) -> Result<()> {
     };
     let loaded = loader.load(open, &hooks, &target)?;
 
+    let report = StackReport::new(&args.output, &args.exports, false, Style::default(), shape(&args))?;
+    let owner = process.as_ref().and_then(|process| proc::comm(process.pid));
     let mut view = View {
-        out: Out::new(args.output),
+        out: report.out(),
         trace_rows: Rows::new(TRACE_COLUMNS, |_| true),
         stack_rows: Rows::new(STACK_COLUMNS, |_| true),
         clock: WallClock::default(),
         args: &args,
         skel: &loaded.skel,
         stacks: Stacks::traced(),
+        report,
+        owner: owner.unwrap_or_else(|| Text::new(&b"kernel"[..])),
         process,
         found_any: false,
         links: Vec::new(),

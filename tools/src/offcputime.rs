@@ -9,20 +9,23 @@ use anyhow::{Context, Result};
 use bpf::offcputime::types::{offcputime_key, offcputime_left, offcputime_value};
 use bpf::offcputime::{OffcputimeSkel, OffcputimeSkelBuilder};
 use clap::Parser;
-use common::schema::{self, Field, Kind, Record};
-use common::cli::{self, Format, Output, Tool};
+use common::cli::{self, Output, Tool};
+use common::export::svg::Palette;
+use common::export::{Entry, ExportArgs, Measure, Shape, Unit};
 use common::load::{Hook, Loader, hook, way};
-use common::out::{Cell, Column, Out, Rows};
+use common::out::{Cell, Column, Out};
 use common::proc::{self, Thread};
+use common::progress::Tally;
+use common::report::{ReportArgs, StackReport, whom};
+use common::schema::{self, Field, Kind, Record};
 use common::session::{Report, Run, decode};
-use common::stack::{self, Frame, Stack, StackArgs, Stacked, Stacks, Style};
+use common::stack::{self, Frame, Stack, StackArgs, Stacks, Style};
 use common::symbol::Symbol;
 use common::table;
 use common::target::Target;
 use common::text::Text;
 use common::time;
 use libbpf_rs::{MapCore, MapFlags};
-use serde_json::{Value, json};
 
 /// Show how long threads are off the CPU, and with which stack they went: blocked, sleeping, or preempted
 #[derive(Parser)]
@@ -43,18 +46,8 @@ pub struct Args {
     /// Only threads of the kernel
     #[arg(short, long)]
     kernel_threads_only: bool,
-    /// Only user stacks
-    #[arg(short = 'U', long, conflicts_with = "kernel_stacks_only")]
-    user_stacks_only: bool,
-    /// Only kernel stacks
-    #[arg(short = 'K', long)]
-    kernel_stacks_only: bool,
-    /// Separate kernel from user frames
-    #[arg(short, long)]
-    delimited: bool,
-    /// One line a stack, for flame graphs
-    #[arg(short, long)]
-    folded: bool,
+    #[command(flatten)]
+    report: ReportArgs,
     /// Show the offset of each frame in its function
     #[arg(short = 's', long)]
     offset: bool,
@@ -72,6 +65,8 @@ pub struct Args {
     #[arg(long)]
     early_stacks: bool,
     #[command(flatten)]
+    exports: ExportArgs,
+    #[command(flatten)]
     stack: StackArgs,
     #[command(flatten)]
     output: Output,
@@ -86,8 +81,9 @@ const COLUMNS: &[Column] = &[
     Column::right("count", "COUNT", 8, "times that it left the CPU"),
     Column::right("total_ns", "TOTAL(ns)", 12, "time until it was back, in all"),
     Column::right("max_ns", "MAX(ns)", 12, "the longest of these times"),
-    Column::left("marks", "MARKS", 0, "preempted, blocked at start, still blocked"),
-    Column::left("stack", "STACK", 0, "frames, outermost first"),
+    Column::left("involuntary", "INVOLUNTARY", 0, "it could have gone on"),
+    Column::left("blocked_at_start", "AT START", 0, "it was away when tracing began; the time counts from there"),
+    Column::left("still_blocked", "AT END", 0, "it is away still"),
 ];
 
 /// A decimal or 0x-prefixed mask of task states.
@@ -124,13 +120,12 @@ struct Marks {
 }
 
 impl Marks {
-    fn names(self) -> impl Iterator<Item = &'static str> {
-        let all = [
-            (self.involuntary, "[preempted]"),
-            (self.at_start, "[blocked at start]"),
-            (self.at_end, "[still blocked]"),
-        ];
-        all.into_iter().filter(|(holds, _)| *holds).map(|(_, name)| name)
+    fn cells(self) -> [Cell<'static>; 3] {
+        [
+            Cell::Flag("[preempted]", self.involuntary),
+            Cell::Flag("[blocked at start]", self.at_start),
+            Cell::Flag("[still blocked]", self.at_end),
+        ]
     }
 }
 
@@ -154,6 +149,7 @@ struct View<'a> {
     skel: &'a OffcputimeSkel<'a>,
     args: &'a Args,
     stacks: Stacks,
+    report: StackReport,
     begin_ns: u64,
     /// Whether threads keep their state where it is asked for by thread.
     in_storage: bool,
@@ -176,9 +172,7 @@ impl Report for View<'_> {
 
     fn started(&mut self) -> Result<()> {
         self.stacks.expect(&self.args.pid);
-        if !self.args.folded {
-            self.out.remark(banner(self.args));
-        }
+        self.report.started(&mut self.out, &banner(self.args));
         if self.walked_early {
             // Before the time begins: who comes back later without having left was there all along.
             self.note_those_away();
@@ -194,17 +188,22 @@ impl Report for View<'_> {
         Ok(())
     }
 
+    fn tally(&self) -> Option<Tally> {
+        self.report.is_for_people().then(|| Tally { samples: None, stacks: self.stacks.count() })
+    }
+
+    fn ended(&mut self) -> Result<()> {
+        self.report.ended(&self.stacks)
+    }
+
     fn interval(&mut self) -> Result<()> {
+        self.report.measured();
         let mut times = self.still_blocked()?;
         times.extend(self.came_back()?);
         times.sort_by_key(|time| std::cmp::Reverse(time.total_ns));
         self.stacks.resolve(times.iter().flat_map(|time| [time.user, time.kernel]));
-        match self.out.format() {
-            Format::Json => self.json(&times),
-            Format::Csv => self.csv(&times)?,
-            Format::Text => self.text(&times),
-        }
-        Ok(())
+        let entries = times.iter().map(|time| self.entry(time)).collect();
+        self.report.print(&mut self.out, entries, serde_json::Map::new())
     }
 }
 
@@ -352,84 +351,27 @@ impl View<'_> {
         Some(time)
     }
 
-    fn stacked(&self, time: &Time) -> Stacked {
+    fn entry(&self, time: &Time) -> Entry {
         let kernel = || match &time.kernel_frames {
             Some(frames) => Stack { frames: frames.clone(), lost: false },
             None => self.stacks.stack(time.kernel),
         };
-        Stacked {
-            user: (!self.args.kernel_stacks_only).then(|| self.stacks.stack(time.user)),
-            kernel: (!self.args.user_stacks_only).then(kernel),
+        let mut cells = vec![
+            Cell::Uint(time.pid.into()),
+            Cell::Uint(time.tid.into()),
+            Cell::Text(time.comm.clone()),
+            Cell::Uint(time.count),
+            Cell::Uint(time.total_ns),
+            Cell::Uint(time.max_ns),
+        ];
+        cells.extend(time.marks.cells());
+        Entry {
+            cells,
+            roots: vec![time.comm.to_string().replace(' ', "_")],
+            task: format!("{} ({})", time.comm, time.tid),
+            stacked: self.args.report.stacked(|| self.stacks.stack(time.user), kernel),
+            values: vec![time.count, time.total_ns],
         }
-    }
-
-    fn style(&self) -> Style {
-        Style { offsets: self.args.offset, ..Style::default() }
-    }
-
-    fn text(&mut self, times: &[Time]) {
-        let delimited = self.args.delimited;
-        if self.args.folded {
-            let entries = times.iter().map(|time| {
-                let frames = self.stacked(time).folded(self.style(), delimited);
-                let marks: String = time.marks.names().map(|mark| format!(";{mark}")).collect();
-                (stack::folded_name(&time.comm) + &frames + &marks, time.total_ns)
-            });
-            for (entry, total_ns) in stack::merge(entries) {
-                self.out.text(format!("{entry} {}\n", total_ns / 1000));
-            }
-            return;
-        }
-        let entries = times.iter().map(|time| {
-            let lines = self.stacked(time).lines(self.style(), delimited);
-            let marks: String = time.marks.names().map(|mark| format!(" {mark}")).collect();
-            (format!("{lines}    {:<16} {} ({}){marks}\n", "-", time.comm, time.tid), time.total_ns)
-        });
-        for (entry, total_ns) in stack::merge(entries) {
-            self.out.text(format!("{entry}        {}\n\n", total_ns / 1000));
-        }
-    }
-
-    fn csv(&mut self, times: &[Time]) -> Result<()> {
-        let mut rows = Rows::new(COLUMNS, |_| true);
-        rows.header(&mut self.out);
-        for time in times {
-            let frames = self.stacked(time).folded(self.style(), self.args.delimited);
-            let marks = time.marks.names().collect::<Vec<_>>().join(" ");
-            let cells = [
-                Cell::Uint(time.pid.into()),
-                Cell::Uint(time.tid.into()),
-                Cell::Text(time.comm.clone()),
-                Cell::Uint(time.count),
-                Cell::Uint(time.total_ns),
-                Cell::Uint(time.max_ns),
-                Cell::Str(&marks),
-                Cell::Str(frames.trim_start_matches(';')),
-            ];
-            rows.row(&mut self.out, &cells)?;
-        }
-        Ok(())
-    }
-
-    fn json(&mut self, times: &[Time]) {
-        let stack = |time: &Time| {
-            let stacked = self.stacked(time);
-            json!({
-                "pid": time.pid,
-                "tid": time.tid,
-                "comm": time.comm.to_string(),
-                "count": time.count,
-                "total_ns": time.total_ns,
-                "max_ns": time.max_ns,
-                "involuntary": time.marks.involuntary,
-                "blocked_at_start": time.marks.at_start,
-                "still_blocked": time.marks.at_end,
-                "user": stacked.user.map(|stack| stack.json()),
-                "kernel": stacked.kernel.map(|stack| stack.json()),
-            })
-        };
-        let stacks: Vec<Value> = times.iter().map(stack).collect();
-        self.out.json(&json!({ "time_unix_ns": time::unix_now_ns(), "stacks": stacks }));
     }
 }
 
@@ -450,26 +392,35 @@ fn max_ns(args: &Args) -> u64 {
     args.max_block_time.map_or(u64::MAX, |us| us.saturating_mul(1000).saturating_add(999))
 }
 
+fn everyone(args: &Args) -> &'static str {
+    match (args.user_threads_only, args.kernel_threads_only) {
+        (true, _) => "user threads",
+        (_, true) => "kernel threads",
+        _ => "all threads",
+    }
+}
+
+fn shape(args: &Args) -> Shape {
+    Shape {
+        tool: "offcputime",
+        title: "Off-CPU flame graph",
+        palette: Palette::Cool,
+        columns: COLUMNS,
+        measures: vec![
+            Measure { name: "offcpu", unit: Unit::Count("times") },
+            Measure { name: "offcpu_time", unit: Unit::Nanoseconds },
+        ],
+        drawn: 1,
+        divisor: 1000,
+        period: None,
+        how: whom(&args.pid, &args.tid, everyone(args)),
+    }
+}
+
 /// The line above the report: whose time, for how long.
 fn banner(args: &Args) -> String {
-    let list = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-    let whom = match (&args.pid[..], &args.tid[..]) {
-        ([], []) if args.user_threads_only => "user threads".into(),
-        ([], []) if args.kernel_threads_only => "kernel threads".into(),
-        ([], []) => "all threads".into(),
-        (pids, []) => format!("PID [{}]", list(pids)),
-        (_, tids) => format!("TID [{}]", list(tids)),
-    };
-    let which = match (args.user_stacks_only, args.kernel_stacks_only) {
-        (true, _) => "user",
-        (_, true) => "kernel",
-        _ => "user + kernel",
-    };
-    let until = match args.duration {
-        Some(duration) => format!(" for {} secs.", duration.as_secs_f64()),
-        None => "... Hit Ctrl-C to end.".into(),
-    };
-    format!("Tracing off-CPU time (us) of {whom} by {which} stack{until}")
+    let whom = whom(&args.pid, &args.tid, everyone(args));
+    format!("Tracing off-CPU time (us) of {}", args.report.banner(&whom, "", args.duration))
 }
 
 /// Stacks walked only for the times that pass the filter; stacks walked as threads leave.
@@ -509,8 +460,8 @@ pub fn run(args: Args) -> Result<()> {
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(OffcputimeSkelBuilder::default(), &mut object)?;
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
-    knobs.want_user = !args.kernel_stacks_only;
-    knobs.want_kernel = !args.user_stacks_only;
+    knobs.want_user = !args.report.kernel_stacks_only;
+    knobs.want_kernel = !args.report.user_stacks_only;
     knobs.user_threads_only = args.user_threads_only;
     knobs.kernel_threads_only = args.kernel_threads_only;
     knobs.min_ns = min_ns(&args);
@@ -528,11 +479,14 @@ pub fn run(args: Args) -> Result<()> {
     let loaded = loader.load(open, hooks, &target)?;
     let in_storage = loader.has_task_storage() && loaded.uses("offcputime_return__tp_btf");
 
+    let style = Style { offsets: args.offset, ..Style::default() };
+    let report = StackReport::new(&args.output, &args.exports, args.report.delimited, style, shape(&args))?;
     let mut view = View {
-        out: Out::new(args.output),
+        out: report.out(),
         skel: &loaded.skel,
         args: &args,
         stacks: Stacks::traced(),
+        report,
         begin_ns: 0,
         in_storage,
         walked_early,
@@ -562,6 +516,7 @@ mod tests {
         assert_eq!(state_mask("0x402"), Ok(0x402));
         assert!(state_mask("-1").is_err());
         let marks = Marks { involuntary: true, at_end: true, ..Marks::default() };
-        assert_eq!(marks.names().collect::<Vec<_>>(), ["[preempted]", "[still blocked]"]);
+        let set = marks.cells().map(|cell| matches!(cell, Cell::Flag(_, true)));
+        assert_eq!(set, [true, false, true]);
     }
 }

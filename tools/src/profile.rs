@@ -9,19 +9,22 @@ use bpf::profile::ProfileSkel;
 use bpf::profile::ProfileSkelBuilder;
 use bpf::profile::types::profile_key;
 use clap::Parser;
-use common::schema::{self, Field, Kind, Record};
-use common::cli::{self, Format, Output, Tool};
+use common::cli::{self, Output, Tool};
+use common::export::svg::Palette;
+use common::export::{Entry, ExportArgs, Measure, Shape, Unit};
 use common::load::{Loader, hook};
-use common::out::{self, Cell, Column, Out, Rows};
+use common::out::{self, Cell, Column, Out};
+use common::progress::Tally;
+use common::report::{ReportArgs, StackReport, whom};
 use common::sample::{Clock, Rate, Sampler, Throttling};
+use common::schema::{self, Field, Kind, Record};
 use common::session::{Report, Run};
-use common::stack::{self, StackArgs, Stacked, Stacks, Style};
+use common::stack::{StackArgs, Stacks, Style};
 use common::table;
 use common::target::Target;
 use common::text::Text;
-use common::time;
 use libbpf_rs::{MapCore, MapFlags};
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// Show where CPU time is spent, by stack: a sample of what runs on each CPU, many times a second
 #[derive(Parser)]
@@ -36,24 +39,14 @@ pub struct Args {
     /// Only these threads
     #[arg(short = 'L', long, value_delimiter = ',', value_parser = cli::pid, allow_negative_numbers = true)]
     tid: Vec<u32>,
-    /// Only user stacks
-    #[arg(short = 'U', long, conflicts_with = "kernel_stacks_only")]
-    user_stacks_only: bool,
-    /// Only kernel stacks
-    #[arg(short = 'K', long)]
-    kernel_stacks_only: bool,
+    #[command(flatten)]
+    report: ReportArgs,
     /// Samples a second, on each CPU (49 where neither this nor -c is given)
     #[arg(short = 'F', long, value_name = "HERTZ", value_parser = cli::count, allow_negative_numbers = true)]
     frequency: Option<u64>,
     /// Sample once in this many events: CPU cycles, or nanoseconds where cycles cannot be counted
     #[arg(short, long, value_name = "EVENTS", value_parser = cli::count, allow_negative_numbers = true, conflicts_with = "frequency")]
     count: Option<u64>,
-    /// Separate kernel from user frames
-    #[arg(short, long)]
-    delimited: bool,
-    /// One line a stack, for flame graphs
-    #[arg(short, long)]
-    folded: bool,
     /// Also sample the idle task
     #[arg(short = 'I', long)]
     include_idle: bool,
@@ -85,6 +78,8 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
     #[command(flatten)]
+    exports: ExportArgs,
+    #[command(flatten)]
     stack: StackArgs,
     #[command(flatten)]
     output: Output,
@@ -98,7 +93,6 @@ const COLUMNS: &[Column] = &[
     Column::right("cpu", "CPU", 4, "CPU, with --cpus"),
     Column::left("comm", "COMM", 16, "name of the thread"),
     Column::right("samples", "SAMPLES", 8, "samples with this stack"),
-    Column::left("stack", "STACK", 0, "frames, outermost first"),
 ];
 
 /// Where samples fall, and how many.
@@ -112,8 +106,7 @@ struct View<'a> {
     skel: &'a ProfileSkel<'a>,
     args: &'a Args,
     stacks: Stacks,
-    style: Style,
-    banner: String,
+    report: StackReport,
     clock: Clock,
     throttling: Throttling,
 }
@@ -125,9 +118,7 @@ impl Report for View<'_> {
 
     fn started(&mut self) -> Result<()> {
         self.stacks.expect(&self.args.pid);
-        if !self.args.folded {
-            self.out.remark(&self.banner);
-        }
+        self.report.started(&mut self.out, &banner(self.args, self.clock));
         Ok(())
     }
 
@@ -136,25 +127,37 @@ impl Report for View<'_> {
         Ok(())
     }
 
+    fn tally(&self) -> Option<Tally> {
+        let samples = self.samples_taken().ok();
+        self.report.is_for_people().then(|| Tally { samples, stacks: self.stacks.count() })
+    }
+
     fn interval(&mut self) -> Result<()> {
+        self.report.measured();
         let mut counts = self.counts()?;
         counts.sort_by_key(|count| (std::cmp::Reverse(count.samples), count.key.pid, count.key.user, count.key.kernel));
         self.stacks.resolve(counts.iter().flat_map(|count| [count.key.user, count.key.kernel]));
 
-        let taken = self.samples_taken()?;
         let throttled = self.throttling.count();
         if throttled > 0 {
             out::warn(format_args!(
                 "profile: the kernel suspended sampling {throttled} times to save time: lower -F, or raise -c"
             ));
         }
-        match self.out.format() {
-            Format::Json => self.json(&counts, taken, throttled),
-            Format::Csv => self.csv(&counts)?,
-            Format::Text if self.args.folded => self.folded(&counts),
-            Format::Text => self.text(&counts),
-        }
-        Ok(())
+        let entries = counts.iter().map(|count| self.entry(count)).collect();
+        let about = [
+            ("event", json!(self.clock.name())),
+            ("frequency_hz", json!(self.args.count.is_none().then_some(self.args.hertz()))),
+            ("period", json!(self.args.count)),
+            ("samples_taken", json!(self.samples_taken()?)),
+            ("throttled", json!(throttled)),
+        ];
+        let about = about.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
+        self.report.print(&mut self.out, entries, about)
+    }
+
+    fn ended(&mut self) -> Result<()> {
+        self.report.ended(&self.stacks)
     }
 }
 
@@ -171,111 +174,77 @@ impl View<'_> {
         Ok(per_cpu.iter().flatten().map(value).sum())
     }
 
-    fn stacked(&self, key: &profile_key) -> Stacked {
-        Stacked {
-            user: (!self.args.kernel_stacks_only).then(|| self.stacks.stack(key.user)),
-            kernel: (!self.args.user_stacks_only).then(|| self.stacks.stack(key.kernel)),
+    fn entry(&self, Count { key, samples }: &Count) -> Entry {
+        let Args { threads, cpus, .. } = *self.args;
+        let comm = Text::from_c(&key.comm);
+        let mut name = comm.to_string().replace(' ', "_");
+        if threads {
+            name = format!("{name}-{}", key.tid);
         }
-    }
-
-    fn text(&mut self, counts: &[Count]) {
-        let entries = counts.iter().map(|Count { key, samples }| {
-            let lines = self.stacked(key).lines(self.style, self.args.delimited);
-            let id = if self.args.threads { key.tid } else { key.pid };
-            let cpu = if self.args.cpus { format!(" CPU#{}", key.cpu) } else { String::new() };
-            (format!("{lines}    {:<16} {} ({id}){cpu}\n", "-", Text::from_c(&key.comm)), *samples)
-        });
-        for (entry, samples) in stack::merge(entries) {
-            self.out.text(format!("{entry}        {samples}\n\n"));
-        }
-    }
-
-    fn folded(&mut self, counts: &[Count]) {
-        let entries = counts.iter().map(|Count { key, samples }| {
-            let mut name = stack::folded_name(&Text::from_c(&key.comm));
-            if self.args.threads {
-                name = format!("{name}-{}", key.tid);
-            }
-            if self.args.cpus {
-                name = format!("CPU#{};{name}", key.cpu);
-            }
-            (name + &self.stacked(key).folded(self.style, self.args.delimited), *samples)
-        });
-        for (entry, samples) in stack::merge(entries) {
-            self.out.text(format!("{entry} {samples}\n"));
-        }
-    }
-
-    fn csv(&mut self, counts: &[Count]) -> Result<()> {
-        let mut rows = Rows::new(COLUMNS, |_| true);
-        rows.header(&mut self.out);
-        for Count { key, samples } in counts {
-            let frames = self.stacked(key).folded(self.style, self.args.delimited);
-            let cells = [
+        let id = if threads { key.tid } else { key.pid };
+        let cpu = if cpus { format!(" CPU#{}", key.cpu) } else { String::new() };
+        let or_unknown = |known: bool, id: u32| if known { Cell::Uint(id.into()) } else { Cell::Unknown };
+        Entry {
+            task: format!("{comm} ({id}){cpu}"),
+            roots: cpus.then(|| format!("CPU#{}", key.cpu)).into_iter().chain([name]).collect(),
+            cells: vec![
                 Cell::Uint(key.pid.into()),
-                if self.args.threads { Cell::Uint(key.tid.into()) } else { Cell::Unknown },
-                if self.args.cpus { Cell::Uint(key.cpu.into()) } else { Cell::Unknown },
-                Cell::Text(Text::from_c(&key.comm)),
+                or_unknown(threads, key.tid),
+                or_unknown(cpus, key.cpu),
+                Cell::Text(comm),
                 Cell::Uint(*samples),
-                Cell::Str(frames.trim_start_matches(';')),
-            ];
-            rows.row(&mut self.out, &cells)?;
+            ],
+            stacked: self.args.report.stacked(|| self.stacks.stack(key.user), || self.stacks.stack(key.kernel)),
+            values: vec![*samples, samples.saturating_mul(period(self.args))],
         }
-        Ok(())
-    }
-
-    fn json(&mut self, counts: &[Count], taken: u64, throttled: u64) {
-        let stack = |Count { key, samples }: &Count| {
-            let stacked = self.stacked(key);
-            json!({
-                "pid": key.pid,
-                "tid": self.args.threads.then_some(key.tid),
-                "cpu": self.args.cpus.then_some(key.cpu),
-                "comm": Text::from_c(&key.comm).to_string(),
-                "samples": samples,
-                "user": stacked.user.map(|stack| stack.json()),
-                "kernel": stacked.kernel.map(|stack| stack.json()),
-            })
-        };
-        let stacks: Vec<Value> = counts.iter().map(stack).collect();
-        self.out.json(&json!({
-            "time_unix_ns": time::unix_now_ns(),
-            "event": self.clock.name(),
-            "frequency_hz": self.args.count.is_none().then_some(self.args.frequency.unwrap_or(FREQUENCY)),
-            "period": self.args.count,
-            "samples_taken": taken,
-            "throttled": throttled,
-            "stacks": stacks,
-        }));
     }
 }
 
 /// Not a divisor of the frequencies that other things happen at.
 const FREQUENCY: u64 = 49;
 
+impl Args {
+    fn hertz(&self) -> u64 {
+        self.frequency.unwrap_or(FREQUENCY)
+    }
+
+    /// How often samples are taken, for people.
+    fn rate(&self, clock: Clock) -> String {
+        match self.count {
+            Some(period) => format!("1 in {period} {}", clock.unit()),
+            None => format!("{} Hertz", self.hertz()),
+        }
+    }
+}
+
+/// How much of the CPU, in nanoseconds or, with -c, in events of the clock, a sample stands for.
+fn period(args: &Args) -> u64 {
+    args.count.unwrap_or(1_000_000_000 / args.hertz())
+}
+
+fn shape(args: &Args, clock: Clock) -> Shape {
+    let cpu = match (args.count, clock) {
+        (Some(_), Clock::Cycles) => Measure { name: "cycles", unit: Unit::Count("cycles") },
+        _ => Measure { name: "cpu", unit: Unit::Nanoseconds },
+    };
+    Shape {
+        tool: "profile",
+        title: "On-CPU flame graph",
+        palette: Palette::Warm,
+        columns: COLUMNS,
+        measures: vec![Measure { name: "samples", unit: Unit::Count("samples") }, cpu],
+        drawn: 0,
+        divisor: 1,
+        period: Some((cpu, period(args))),
+        how: format!("{} on each CPU, {}", args.rate(clock), whom(&args.pid, &args.tid, "all threads")),
+    }
+}
+
 /// The line above the report: what is sampled, how often, for how long.
 fn banner(args: &Args, clock: Clock) -> String {
-    let list = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-    let rate = match args.count {
-        Some(period) => format!("1 in {period} {}", clock.unit()),
-        None => format!("{} Hertz", args.frequency.unwrap_or(FREQUENCY)),
-    };
-    let whom = match (&args.pid[..], &args.tid[..]) {
-        ([], []) => "all threads".into(),
-        (pids, []) => format!("PID [{}]", list(pids)),
-        (_, tids) => format!("TID [{}]", list(tids)),
-    };
-    let which = match (args.user_stacks_only, args.kernel_stacks_only) {
-        (true, _) => "user",
-        (_, true) => "kernel",
-        _ => "user + kernel",
-    };
     let cpu = args.cpu.map_or_else(String::new, |cpu| format!(" on CPU#{cpu}"));
-    let until = match args.duration {
-        Some(duration) => format!(" for {} secs.", duration.as_secs_f64()),
-        None => "... Hit Ctrl-C to end.".into(),
-    };
-    format!("Sampling at {rate} of {whom} by {which} stack{cpu}{until}")
+    let whom = whom(&args.pid, &args.tid, "all threads");
+    format!("Sampling at {} of {}", args.rate(clock), args.report.banner(&whom, &cpu, args.duration))
 }
 
 const FIELDS: &[Field] = &[
@@ -313,15 +282,15 @@ pub fn run(args: Args) -> Result<()> {
         mntnsmap: args.mntnsmap.clone(),
         ..Target::default()
     };
-    let rate = args.count.map_or(Rate::Hertz(args.frequency.unwrap_or(FREQUENCY)), Rate::Period);
+    let rate = args.count.map_or(Rate::Hertz(args.hertz()), Rate::Period);
 
     let loader = Loader::new(&args.tool)?;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(ProfileSkelBuilder::default(), &mut object)?;
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
     knobs.include_idle = args.include_idle;
-    knobs.want_user = !args.kernel_stacks_only;
-    knobs.want_kernel = !args.user_stacks_only;
+    knobs.want_user = !args.report.kernel_stacks_only;
+    knobs.want_kernel = !args.report.user_stacks_only;
     knobs.by_thread = args.threads;
     knobs.by_cpu = args.cpus;
     open.maps.profile_counts.set_max_entries(args.hash_storage_size)?;
@@ -333,12 +302,14 @@ pub fn run(args: Args) -> Result<()> {
     if clock == Clock::CpuClock {
         out::warn(format_args!("profile: this machine counts no cycles; sampling by {}", clock.unit()));
     }
+    let style = Style { offsets: false, addresses: args.address, annotate: args.annotations };
+    let report =
+        StackReport::new(&args.output, &args.exports, args.report.delimited, style, shape(&args, clock))?;
     let mut view = View {
-        out: Out::new(args.output),
+        out: report.out(),
         skel: &loaded.skel,
         stacks: Stacks::default(),
-        style: Style { offsets: false, addresses: args.address, annotate: args.annotations },
-        banner: banner(&args, clock),
+        report,
         clock,
         throttling: sampler.throttling(),
         args: &args,

@@ -1,0 +1,60 @@
+//! Folded lines read back: `outermost;...;innermost COUNT`.
+
+use anyhow::{Result, anyhow};
+
+use crate::text::Text;
+
+/// What a folded file has: stacks, each with its frames outermost first, and a count.
+pub type Folded = Vec<(Vec<String>, u64)>;
+
+/// Parse the text of a folded file. Empty lines and those that begin with `#` say nothing.
+///
+/// # Errors
+/// Naming the line that is none.
+pub fn parse(text: &[u8]) -> Result<Folded> {
+    let mut stacks = Vec::new();
+    for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
+        let line = line.trim_ascii();
+        if line.is_empty() || line.starts_with(b"#") {
+            continue;
+        }
+        let blank = line.iter().rposition(|&byte| byte == b' ');
+        let count = blank.and_then(|blank| std::str::from_utf8(&line[blank + 1..]).ok()?.parse().ok());
+        let (Some(blank), Some(count)) = (blank, count) else {
+            return Err(anyhow!("line {} is not folded: frames separated by ';', a blank, a whole number", index + 1));
+        };
+        let frames = printable(line[..blank].trim_ascii_end());
+        stacks.push((frames.split(';').map(str::to_owned).collect(), count));
+    }
+    Ok(stacks)
+}
+
+/// Text that is safe to print as it is, which all of ours is, or made so.
+fn printable(bytes: &[u8]) -> String {
+    let escaped = Text::new(bytes).to_string();
+    match std::str::from_utf8(bytes) {
+        Ok(plain) if escaped == plain.replace('\\', "\\\\") => plain.to_owned(),
+        _ => escaped,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_taken_apart_from_the_end() {
+        let stacks = parse(b"# comment\n\na;f(int, char);g 12\r\nb\\x1b c 0\n").unwrap();
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(stacks, [(names(&["a", "f(int, char)", "g"]), 12), (names(&["b\\x1b c"]), 0)]);
+        assert_eq!(parse(b"a\x1b[2J;b\\ 1").unwrap()[0].0, ["a\\x1b[2J", "b\\\\"]);
+    }
+
+    #[test]
+    fn what_is_not_folded_is_named() {
+        for bad in ["a;b", "a;b x", "a 1\n\x1f\x0b", "a -1", "12"] {
+            assert!(parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+        assert!(parse(b"a 1\nb").unwrap_err().to_string().starts_with("line 2 "));
+    }
+}

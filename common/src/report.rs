@@ -1,0 +1,234 @@
+//! The report of a tool whose results are stacks: its options, its four shapes (entries of lines, folded lines, JSON,
+//! CSV), and the files beside it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use crate::cli::{Format, Output};
+use crate::export::{Entry, ExportArgs, Shape, Sheet};
+use crate::out::{Cell, Column, Out, Rows};
+use crate::stack::{self, Stack, Stacked, Stacks, Style};
+use crate::time;
+
+/// Options of every tool that reports the user and kernel stacks of tasks.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ReportArgs {
+    /// Only user stacks
+    #[arg(short = 'U', long, conflicts_with = "kernel_stacks_only")]
+    pub user_stacks_only: bool,
+    /// Only kernel stacks
+    #[arg(short = 'K', long)]
+    pub kernel_stacks_only: bool,
+    /// Separate kernel from user frames
+    #[arg(short, long)]
+    pub delimited: bool,
+}
+
+impl ReportArgs {
+    /// The two stacks of an entry, as far as they are asked for.
+    pub fn stacked(&self, user: impl FnOnce() -> Stack, kernel: impl FnOnce() -> Stack) -> Stacked {
+        Stacked { user: (!self.kernel_stacks_only).then(user), kernel: (!self.user_stacks_only).then(kernel) }
+    }
+
+    /// The end of the line above a report: which stacks, for how long.
+    pub fn banner(&self, whom: &str, place: &str, duration: Option<Duration>) -> String {
+        let which = match (self.user_stacks_only, self.kernel_stacks_only) {
+            (true, _) => "user",
+            (_, true) => "kernel",
+            _ => "user + kernel",
+        };
+        let until = match duration {
+            Some(duration) => format!(" for {} secs.", duration.as_secs_f64()),
+            None => "... Hit Ctrl-C to end.".into(),
+        };
+        format!("{whom} by {which} stack{place}{until}")
+    }
+}
+
+/// The processes or threads that are traced, for people; all of `everyone` where none is named.
+pub fn whom(pids: &[u32], tids: &[u32], everyone: &str) -> String {
+    let list = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    match (pids, tids) {
+        ([], []) => everyone.into(),
+        (pids, []) => format!("PID [{}]", list(pids)),
+        (_, tids) => format!("TID [{}]", list(tids)),
+    }
+}
+
+const STACK: Column = Column::left("stack", "STACK", 0, "frames, outermost first");
+
+/// Prints entries, and keeps the last of them for the files that are written in the end.
+pub struct StackReport {
+    output: Output,
+    folded: bool,
+    delimited: bool,
+    style: Style,
+    exports: ExportArgs,
+    shape: Shape,
+    kept: Vec<Entry>,
+    begun: Instant,
+    begun_unix_ns: u64,
+    duration: Duration,
+}
+
+impl StackReport {
+    /// A report of numbers of this `shape`.
+    ///
+    /// # Errors
+    /// When a file that is asked for cannot be written.
+    pub fn new(output: &Output, exports: &ExportArgs, delimited: bool, style: Style, shape: Shape) -> Result<Self> {
+        exports.check()?;
+        Ok(Self {
+            output: *output,
+            folded: exports.folded,
+            delimited,
+            style,
+            exports: exports.clone(),
+            shape,
+            kept: Vec::new(),
+            begun: Instant::now(),
+            begun_unix_ns: time::unix_now_ns(),
+            duration: Duration::ZERO,
+        })
+    }
+
+    /// Where the report goes.
+    pub fn out(&self) -> Out {
+        let mut out = Out::new(self.output);
+        if self.exports.to_stdout() {
+            out.mute();
+        }
+        out
+    }
+
+    /// Whether the report is for people, who like to be told what goes on.
+    pub fn is_for_people(&self) -> bool {
+        self.output.format() == Format::Text && !self.folded && !self.exports.to_stdout()
+    }
+
+    /// Whether entries are needed for files.
+    pub fn has_files(&self) -> bool {
+        self.exports.any()
+    }
+
+    /// The time that is reported begins.
+    pub fn started(&mut self, out: &mut Out, banner: &str) {
+        if !self.folded {
+            out.remark(banner);
+        }
+        self.begun = Instant::now();
+        self.begun_unix_ns = time::unix_now_ns();
+    }
+
+    /// The time that is reported ends, for now: what follows is work on the report.
+    pub fn measured(&mut self) {
+        self.duration = self.begun.elapsed();
+    }
+
+    /// Print entries, the largest first, with `about` for all of them in JSON, and keep them for the files.
+    ///
+    /// # Errors
+    /// When standard output cannot be written.
+    pub fn print(&mut self, out: &mut Out, entries: Vec<Entry>, about: Map<String, Value>) -> Result<()> {
+        match self.output.format() {
+            Format::Json => self.json(out, &entries, about),
+            Format::Csv => self.csv(out, &entries)?,
+            Format::Text if self.folded => self.folded(out, &entries),
+            Format::Text => self.text(out, &entries),
+        }
+        self.keep(entries);
+        Ok(())
+    }
+
+    /// Keep these entries, and no others, for the files.
+    pub fn keep(&mut self, entries: Vec<Entry>) {
+        if self.has_files() {
+            self.kept = entries;
+        }
+    }
+
+    /// Write the files.
+    ///
+    /// # Errors
+    /// When one cannot be written.
+    pub fn ended(&self, stacks: &Stacks) -> Result<()> {
+        self.exports.write(&Sheet {
+            shape: &self.shape,
+            entries: &self.kept,
+            stacks,
+            style: self.style,
+            delimited: self.delimited,
+            begun_unix_ns: self.begun_unix_ns,
+            duration: self.duration,
+        })
+    }
+
+    fn drawn(&self, entry: &Entry) -> u64 {
+        entry.values[self.shape.drawn]
+    }
+
+    fn text(&self, out: &mut Out, entries: &[Entry]) {
+        let blocks = entries.iter().map(|entry| {
+            let lines = entry.stacked.lines(self.style, self.delimited);
+            let marks: String = entry.marks().map(|mark| format!(" {mark}")).collect();
+            (format!("{lines}    {:<16} {}{marks}\n", "-", entry.task), self.drawn(entry))
+        });
+        for (block, value) in stack::merge(blocks) {
+            out.text(format!("{block}        {}\n\n", value / self.shape.divisor));
+        }
+    }
+
+    /// Print one line a stack.
+    pub fn folded(&self, out: &mut Out, entries: &[Entry]) {
+        let lines = entries.iter().map(|entry| (entry.folded(self.style, self.delimited), self.drawn(entry)));
+        for (line, value) in stack::merge(lines) {
+            out.text(format!("{line} {}\n", value / self.shape.divisor));
+        }
+    }
+
+    fn csv(&self, out: &mut Out, entries: &[Entry]) -> Result<()> {
+        let columns: Vec<Column> = self.shape.columns.iter().copied().chain([STACK]).collect();
+        let mut rows = Rows::new(&columns, |_| true);
+        rows.header(out);
+        for entry in entries {
+            let frames = entry.stacked.folded(self.style, self.delimited);
+            let mut cells = entry.cells.clone();
+            cells.push(Cell::Str(frames.trim_start_matches(';')));
+            rows.row(out, &cells)?;
+        }
+        Ok(())
+    }
+
+    fn json(&self, out: &mut Out, entries: &[Entry], mut about: Map<String, Value>) {
+        let object = |entry: &Entry| {
+            let fields = self.shape.columns.iter().zip(&entry.cells);
+            let mut object: Map<String, Value> =
+                fields.map(|(column, cell)| (column.key.to_owned(), cell.value())).collect();
+            for (key, stack) in [("user", &entry.stacked.user), ("kernel", &entry.stacked.kernel)] {
+                object.insert(key.into(), stack.as_ref().map_or(Value::Null, Stack::json));
+            }
+            Value::Object(object)
+        };
+        about.insert("time_unix_ns".into(), json!(time::unix_now_ns()));
+        about.insert("stacks".into(), entries.iter().map(object).collect());
+        out.json(&Value::Object(about));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn banners_say_whom_and_for_how_long() {
+        let args = ReportArgs { user_stacks_only: true, ..ReportArgs::default() };
+        let banner = args.banner(&whom(&[1, 2], &[], "all threads"), " on CPU#1", Some(Duration::from_secs(2)));
+        assert_eq!(banner, "PID [1, 2] by user stack on CPU#1 for 2 secs.");
+        let banner = ReportArgs::default().banner(&whom(&[], &[], "all threads"), "", None);
+        assert_eq!(banner, "all threads by user + kernel stack... Hit Ctrl-C to end.");
+        assert_eq!(whom(&[1], &[3], ""), "TID [3]");
+    }
+}

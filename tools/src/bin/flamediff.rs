@@ -1,0 +1,3 @@
+//! The `flamediff` binary.
+
+tools::main!(flamediff);
