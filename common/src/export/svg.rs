@@ -270,9 +270,9 @@ fn head(svg: &mut String, picture: &Picture<'_>, whole: u64, height: usize, left
         let y = 42 + index * 16;
         let _ = writeln!(svg, "<text class=\"small\" x=\"{MARGIN}\" y=\"{y}\">{}</text>", escape(line));
     }
-    let _ = write!(
+    let _ = writeln!(
         svg,
-        "<text id=\"said\" x=\"{MARGIN}\" y=\"{}\"> </text><text id=\"found\" text-anchor=\"end\" x=\"{}\" y=\"{0}\"> </text></g>\n",
+        "<text id=\"said\" x=\"{MARGIN}\" y=\"{}\"> </text><text id=\"found\" text-anchor=\"end\" x=\"{}\" y=\"{0}\"> </text></g>",
         HEAD - 12,
         WIDTH - MARGIN
     );
