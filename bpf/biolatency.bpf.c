@@ -14,6 +14,12 @@ TRACEPOINT_HOOK(biolatency_start, block_io_start, struct request *rq)
 	return 0;
 }
 
+TRACEPOINT_HOOK(biolatency_getrq, block_getrq)
+{
+	block_flush_made(typed, ctx);
+	return 0;
+}
+
 TRACEPOINT_HOOK(biolatency_insert, block_rq_insert)
 {
 	block_inserted(typed, block_request(ctx));
@@ -49,7 +55,7 @@ TRACEPOINT_HOOK(biolatency_complete, block_rq_complete, struct request *rq, int 
 		disk = block_disk_of(typed, rq);
 	if (block_disk && disk != block_disk)
 		return 0;
-	block_take(rq, &state);
+	block_take(typed, rq, &state);
 	if (block_owner && !state.wanted)
 		return 0;
 	begin_ns = queued ? FIELD(rq, start_time_ns) : 0;

@@ -73,6 +73,12 @@ TRACEPOINT_HOOK(biotop_start, block_io_start, struct request *rq)
 	return 0;
 }
 
+TRACEPOINT_HOOK(biotop_getrq, block_getrq)
+{
+	block_flush_made(typed, ctx);
+	return 0;
+}
+
 TRACEPOINT_HOOK(biotop_insert, block_rq_insert)
 {
 	block_inserted(typed, block_request(ctx));
@@ -98,7 +104,7 @@ TRACEPOINT_HOOK(biotop_complete, block_rq_complete, struct request *rq, int erro
 	struct biotop_key key = {};
 	u64 begin_ns, now_ns;
 
-	if (!block_ends(typed, rq, bytes) || !block_take(rq, &state) || !state.wanted)
+	if (!block_ends(typed, rq, bytes) || !block_take(typed, rq, &state) || !state.wanted)
 		return 0;
 	begin_ns = block_issued_ns(typed, rq, &state);
 	now_ns = bpf_ktime_get_ns();

@@ -54,6 +54,8 @@ impl Build {
         args.extend(["-mcpu=v3", "-Wall", "-Wextra", "-Werror", "-fms-extensions"].map(String::from));
         args.extend(["-Wno-microsoft-anon-tag", "-Wno-unused-parameter", "-MD", "-MF"].map(String::from));
         args.push(depfile.display().to_string());
+        // The line information of an object names its sources the same way wherever the repository lies.
+        args.push(format!("-ffile-prefix-map={}=/corescope/bpf", crate_dir().display()));
         SkeletonBuilder::new()
             .source(source)
             .obj(&object)

@@ -89,7 +89,8 @@ static __always_inline struct offcputime_left *leave(const bool typed, unsigned 
 						     struct task_struct *prev)
 {
 	struct offcputime_left *left;
-	u32 state;
+	u32 state, zero = 0;
+	u64 *begin_ns;
 
 	if (!wanted(typed, prev))
 		return NULL;
@@ -102,6 +103,10 @@ static __always_inline struct offcputime_left *leave(const bool typed, unsigned 
 	left = offcputime_left_make(prev);
 	if (!left)
 		return NULL;
+	/* Nobody leaves twice. Before tracing began, not all hooks were there. */
+	begin_ns = bpf_map_lookup_elem(&offcputime_begin, &zero);
+	if (begin_ns && *begin_ns && left->since_ns > *begin_ns)
+		count_lost(LOST_UNSEEN);
 	left->since_ns = 0;
 	if (filter_state && (state_mask ? !(state & state_mask) : state != TASK_RUNNING))
 		return NULL;

@@ -29,6 +29,14 @@ enum block_owner {
 
 /* Before 5.11 (and 5.10.137) the hooks of a request have its queue in front; common::disk asks the kernel's types. */
 const volatile bool block_after_queue = false;
+/* Before 5.11 (e8a676d61c07) block_getrq has its queue in front of the bio. */
+const volatile bool block_bio_after_queue = false;
+/*
+ * RQF_FLUSH_SEQ and RQF_IO_STAT of rq_flags. 6.11 ("block: Use enum to define RQF_x bit indexes") moved them into an
+ * enum that at first (6.12) has no name, so that CO-RE cannot ask for them; common::disk does.
+ */
+const volatile u32 block_flush_seq = 1U << 4;
+const volatile u32 block_io_stat = 1U << 13;
 /* The one disk wanted, major << MINORBITS | minor, or 0. */
 const volatile u32 block_disk = 0;
 const volatile enum block_owner block_owner = BLOCK_UNOWNED;
@@ -40,6 +48,8 @@ struct block_state {
 	u32 tgid;
 	u32 wanted; /* whether the filters accept the owner */
 	u32 requeued;
+	u32 awaited; /* whether its end must come, and counts */
+	u32 unused;
 	char comm[TASK_COMM_LEN];
 };
 
@@ -49,6 +59,18 @@ struct {
 	__type(key, u64);
 	__type(value, struct block_state);
 } block_requests SEC(".maps");
+
+/*
+ * Where the owner is known at insertion: that of a request which the kernel flushes for, by its bio. The kernel inserts
+ * the write of such a sequence itself, and an empty one (fsync) not at all. Such a request has one bio, is never
+ * merged, and the entry goes with it.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, u64);
+	__type(value, struct block_state);
+} block_flushes SEC(".maps");
 
 static __always_inline struct request *block_request(unsigned long long *ctx)
 {
@@ -64,6 +86,11 @@ struct request___pre517 {
 	struct gendisk *rq_disk;
 } __attribute__((preserve_access_index));
 
+static __always_inline u32 block_disk_number(const bool typed, struct gendisk *disk)
+{
+	return FIELD(disk, major) << MINORBITS | FIELD(disk, first_minor);
+}
+
 static __always_inline u32 block_disk_of(const bool typed, struct request *rq)
 {
 	struct request___pre517 *old = (void *)rq;
@@ -76,14 +103,28 @@ static __always_inline u32 block_disk_of(const bool typed, struct request *rq)
 		queue = FIELD(rq, q);
 		disk = FIELD(queue, disk);
 	}
-	return FIELD(disk, major) << MINORBITS | FIELD(disk, first_minor);
+	return block_disk_number(typed, disk);
 }
 
-/* 6.12 ("block: Use enum to define RQF_x bit indexes"): the flags of a request moved, and have names since. */
-#define RQF(flag, before)                                                                                              \
-	(bpf_core_enum_value_exists(enum rqf_flags, __RQF_##flag)                                                      \
-	     ? 1U << bpf_core_enum_value(enum rqf_flags, __RQF_##flag)                                                 \
-	     : 1U << (before))
+/* 5.12 (309dca309fc3): bio.bi_disk became bi_bdev->bd_disk. */
+struct bio___pre512 {
+	struct gendisk *bi_disk;
+} __attribute__((preserve_access_index));
+
+static __always_inline u32 block_disk_of_bio(const bool typed, struct bio *bio)
+{
+	struct bio___pre512 *old = (void *)bio;
+	struct block_device *device;
+	struct gendisk *disk;
+
+	if (bpf_core_field_exists(old->bi_disk)) {
+		disk = FIELD(old, bi_disk);
+	} else {
+		device = FIELD(bio, bi_bdev);
+		disk = FIELD(device, bd_disk);
+	}
+	return block_disk_number(typed, disk);
+}
 
 /*
  * Whether a completion of so many bytes ends a request that counts. Drivers may complete a request in parts; a flush
@@ -94,9 +135,9 @@ static __always_inline bool block_ends(const bool typed, struct request *rq, u32
 {
 	u32 flags = FIELD(rq, rq_flags);
 
-	if (bytes < FIELD(rq, __data_len) || flags & RQF(FLUSH_SEQ, 4))
+	if (bytes < FIELD(rq, __data_len) || flags & block_flush_seq)
 		return false;
-	return (FIELD(rq, cmd_flags) & REQ_OP_MASK) < OP_PASSTHROUGH || flags & RQF(IO_STAT, 13);
+	return (FIELD(rq, cmd_flags) & REQ_OP_MASK) < OP_PASSTHROUGH || flags & block_io_stat;
 }
 
 static __always_inline struct block_state *block_find(struct request *rq)
@@ -121,31 +162,79 @@ static __always_inline struct block_state *block_make(struct request *rq)
 }
 
 /*
- * Whether the cgroup that the kernel charges a request to is the one wanted. That also covers what is submitted on
- * behalf of its tasks: writeback, throttled I/O. It answers only in the hierarchy that the io controller is in.
+ * Whether the cgroup that the kernel charges I/O to is the one wanted. That also covers what is submitted on behalf of
+ * its tasks: writeback, throttled I/O. It answers only in the hierarchy that the io controller is in.
  */
-static __always_inline bool block_charged_to_wanted(struct request *rq)
+static __always_inline bool block_charged_to_wanted(struct bio *bio)
 {
 	struct cgroup *own, *charged;
 
-	if (!filter_cgroup || !bpf_core_field_exists(rq->bio->bi_blkg))
+	if (!filter_cgroup || !bpf_core_field_exists(bio->bi_blkg))
 		return false;
 	own = filter_cgroup_of((void *)bpf_get_current_task());
-	charged = BPF_CORE_READ(rq, bio, bi_blkg, blkcg, css.cgroup);
+	charged = BPF_CORE_READ(bio, bi_blkg, blkcg, css.cgroup);
 	return charged && BPF_CORE_READ(charged, root) == BPF_CORE_READ(own, root) &&
 	       cgroup_ancestor_id(charged, filter_cgroup_level) == filter_cgroup;
 }
 
-static __always_inline void block_own(struct block_state *state, struct request *rq)
+static __always_inline void block_own(struct block_state *state, struct bio *bio)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 
 	__builtin_memset(state, 0, sizeof(*state));
-	state->wanted = filter_wants_current() || block_charged_to_wanted(rq);
+	state->wanted = filter_wants_current() || block_charged_to_wanted(bio);
 	if (!state->wanted)
 		return;
 	state->tgid = bpf_get_current_pid_tgid() >> 32;
 	BPF_CORE_READ_INTO(&state->comm, task, group_leader, comm);
+}
+
+/* Whether the kernel makes a sequence with flushes of it. The request that it is in loses these flags. */
+static __always_inline bool block_flushes_for(const bool typed, struct bio *bio)
+{
+	u32 flags = 1U << bpf_core_enum_value(enum req_flag_bits, __REQ_PREFLUSH) |
+		    1U << bpf_core_enum_value(enum req_flag_bits, __REQ_FUA);
+
+	return FIELD(bio, bi_opf) & flags;
+}
+
+/* At block_getrq, where the owner is known at insertion: the task that submits is about to make the request. */
+static __always_inline void block_flush_made(const bool typed, unsigned long long *ctx)
+{
+	struct bio *bio = (void *)ctx[0];
+	struct block_state state;
+	u64 key;
+
+	if (block_bio_after_queue)
+		bio = (void *)ctx[1];
+	if (!block_flushes_for(typed, bio) || (block_disk && block_disk_of_bio(typed, bio) != block_disk))
+		return;
+	block_own(&state, bio);
+	state.owned_ns = bpf_ktime_get_ns();
+	key = (u64)bio;
+	if (bpf_map_update_elem(&block_flushes, &key, &state, BPF_ANY))
+		count_lost(LOST_STATE);
+}
+
+static __always_inline struct block_state *block_flush_of(const bool typed, struct bio *bio)
+{
+	u64 key = (u64)bio;
+
+	if (block_owner != BLOCK_AT_INSERT || !bio || !block_flushes_for(typed, bio))
+		return NULL;
+	return bpf_map_lookup_elem(&block_flushes, &key);
+}
+
+/* Where the owner is known at insertion: of a request that is inserted, or issued without. */
+static __always_inline void block_own_inserted(const bool typed, struct block_state *state, struct request *rq)
+{
+	struct bio *bio = FIELD(rq, bio);
+	struct block_state *made = block_flush_of(typed, bio);
+
+	if (made)
+		*state = *made;
+	else
+		block_own(state, bio);
 }
 
 /* At block_io_start: the request is new. */
@@ -157,7 +246,7 @@ static __always_inline void block_started(const bool typed, struct request *rq)
 		return;
 	state = block_make(rq);
 	if (state)
-		block_own(state, rq);
+		block_own(state, FIELD(rq, bio));
 }
 
 /* At block_rq_insert: it is new unless it comes back. */
@@ -170,7 +259,7 @@ static __always_inline void block_inserted(const bool typed, struct request *rq)
 	state = block_make(rq);
 	if (!state || state->requeued)
 		return;
-	block_own(state, rq);
+	block_own_inserted(typed, state, rq);
 	state->owned_ns = bpf_ktime_get_ns();
 }
 
@@ -191,9 +280,14 @@ static __always_inline void block_issued(const bool typed, struct request *rq)
 	}
 	/* An owner noted before this request was made was that of another, which was merged away. */
 	if (block_owner == BLOCK_AT_INSERT && (!state->owned_ns || state->owned_ns < FIELD(rq, start_time_ns)))
-		block_own(state, rq);
+		block_own_inserted(typed, state, rq);
+	/* No request is issued twice without an end or a requeue between. */
+	if (state->issued_ns && state->awaited)
+		count_lost(LOST_UNSEEN);
 	state->issued_ns = bpf_ktime_get_ns();
 	state->bytes = FIELD(rq, __data_len);
+	state->awaited =
+	    (FIELD(rq, cmd_flags) & REQ_OP_MASK) < OP_PASSTHROUGH && !(FIELD(rq, rq_flags) & block_flush_seq);
 }
 
 /* At block_rq_requeue. */
@@ -206,18 +300,27 @@ static __always_inline void block_requeued(struct request *rq)
 }
 
 /* At the completion that ends it: take what is known of a request, so that the next at this address starts anew. */
-static __always_inline bool block_take(struct request *rq, struct block_state *taken)
+static __always_inline bool block_take(const bool typed, struct request *rq, struct block_state *taken)
 {
-	struct block_state *state = block_find(rq);
+	struct block_state *state = block_find(rq), *made;
+	struct bio *bio = FIELD(rq, bio);
+	u64 key = (u64)bio;
 
-	if (!state)
-		return false;
-	*taken = *state;
-	state->owned_ns = 0;
-	state->issued_ns = 0;
-	state->requeued = 0;
-	state->wanted = 0;
-	return true;
+	if (state) {
+		*taken = *state;
+		state->owned_ns = 0;
+		state->issued_ns = 0;
+		state->requeued = 0;
+		state->wanted = 0;
+	}
+	made = block_flush_of(typed, bio);
+	if (made) {
+		/* Alone, a flush was never inserted or issued. */
+		if (!taken->issued_ns)
+			*taken = *made;
+		bpf_map_delete_elem(&block_flushes, &key);
+	}
+	return state || made;
 }
 
 /*
@@ -237,5 +340,5 @@ static __always_inline u64 block_issued_ns(const bool typed, struct request *rq,
 {
 	if (state->issued_ns)
 		return state->issued_ns;
-	return FIELD(rq, io_start_time_ns) ?: FIELD(rq, start_time_ns);
+	return FIELD(rq, io_start_time_ns) ?: FIELD(rq, start_time_ns) ?: state->owned_ns;
 }

@@ -93,6 +93,7 @@ enum lost_reason {
 	LOST_STRING,  /* a string did not fit or could not be read in full */
 	LOST_SCRATCH, /* every scratch buffer of this CPU was in use */
 	LOST_CLOCK,   /* the end was stamped before the beginning */
+	LOST_UNSEEN,  /* the kernel did not show an event that must have been: two beginnings without an end between */
 	LOST_REASONS,
 };
 

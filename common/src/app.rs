@@ -3,12 +3,14 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use anyhow::Result;
 use clap::{ArgMatches, Command, error::ErrorKind};
 
 use crate::fault;
 use crate::out::warn;
+use crate::schema::Record;
 use crate::text::Text;
 
 /// One tool of the registry.
@@ -17,12 +19,22 @@ pub struct Entry {
     pub name: &'static str,
     /// Its command line.
     pub command: fn() -> Command,
+    /// The objects that it writes as JSON.
+    pub records: fn() -> Vec<Record>,
     /// Run it with parsed arguments.
     pub run: fn(&ArgMatches) -> Result<()>,
 }
 
+static TOOL: OnceLock<&str> = OnceLock::new();
+
+/// The name of the tool that runs.
+pub fn tool() -> &'static str {
+    TOOL.get().copied().unwrap_or_default()
+}
+
 /// Parse `args` (the program's name first) and run the tool; every error becomes one line on stderr.
 pub fn main(entry: &Entry, args: impl Iterator<Item = OsString>) -> ExitCode {
+    TOOL.get_or_init(|| entry.name);
     let matches = match (entry.command)().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {

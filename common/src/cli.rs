@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use crate::session::Run;
+use crate::time::TimeFormat;
 
 /// The longest interval or duration accepted: a year, in seconds.
 const SECONDS_MAX: f64 = 31_536_000.0;
@@ -71,6 +72,9 @@ pub struct Output {
     /// The same as --format json
     #[arg(long, conflicts_with = "format")]
     pub json: bool,
+    /// Show times in text, in this format (local where none is given)
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, default_missing_value = "local")]
+    pub time: Option<TimeFormat>,
 }
 
 /// A representation of results.
@@ -90,6 +94,23 @@ impl Output {
     pub fn format(&self) -> Format {
         if self.json { Format::Json } else { self.format }
     }
+
+    /// The same in another format where `other` holds, as options of BCC's own ask for.
+    pub fn or(self, format: Format, other: bool) -> Self {
+        if other { Self { format, json: false, ..self } } else { self }
+    }
+}
+
+/// How histograms are shown. Flattened into the options of tools that print them.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Histograms")]
+pub struct Histogram {
+    /// The percentiles below each histogram, and in JSON
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = percentile, default_value = "50,90,99,99.9")]
+    pub percentiles: Vec<f64>,
+    /// Show what came since the start, not since the last summary
+    #[arg(long)]
+    pub cumulative: bool,
 }
 
 /// The positional `[interval] [count]` of tools that print summaries.
@@ -115,6 +136,14 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
         Ok(seconds) if seconds > 0.0 && seconds <= SECONDS_MAX => Ok(Duration::from_secs_f64(seconds)),
         Ok(_) => Err(format!("must be more than 0 and at most {SECONDS_MAX} seconds")),
         Err(_) => Err("is not a number of seconds".into()),
+    }
+}
+
+/// Parse a percentile: more than 0, at most 100.
+pub fn percentile(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(percent),
+        _ => Err("must be a number above 0 and up to 100".into()),
     }
 }
 

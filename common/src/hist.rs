@@ -8,9 +8,10 @@ use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::{MapCore, MapFlags, Object};
 use serde_json::{Map, Value, json};
 
-use crate::cli::Format;
+use crate::cli::{self, Format};
 use crate::load::Knobs;
 use crate::out::Out;
+use crate::schema::{Field, Kind};
 use crate::table;
 use crate::text::Text;
 use crate::time;
@@ -142,13 +143,19 @@ pub struct Histogram {
 pub struct Reader {
     unit: Unit,
     keyed: bool,
+    cumulative: bool,
     seen: HashMap<(u64, u32), Cell>,
 }
 
 impl Reader {
     /// A reader of `hist`, or where the program keeps one for each id, of `hist_by_id`.
     pub fn new(unit: Unit, keyed: bool) -> Self {
-        Self { unit, keyed, seen: HashMap::new() }
+        Self { unit, keyed, cumulative: false, seen: HashMap::new() }
+    }
+
+    /// The same, which reads all that came since the start each time.
+    pub fn cumulative(self, cumulative: bool) -> Self {
+        Self { cumulative, ..self }
     }
 
     /// The distributions since the last call, by id (0 where there is only one), empty ones left out.
@@ -158,7 +165,8 @@ impl Reader {
     pub fn read(&mut self, object: &Object) -> Result<BTreeMap<u64, Histogram>> {
         let mut histograms = BTreeMap::new();
         for ((id, slot), now) in self.cells(object)? {
-            let before = self.seen.insert((id, slot), now).unwrap_or_default();
+            let before =
+                if self.cumulative { Cell::default() } else { self.seen.insert((id, slot), now).unwrap_or_default() };
             let count = now.count.saturating_sub(before.count);
             if count == 0 {
                 continue;
@@ -267,7 +275,7 @@ impl Histogram {
     }
 
     /// The picture that both BCC suites draw, and below it the exact figures.
-    pub fn to_text(&self) -> String {
+    pub fn to_text(&self, percentiles: &[f64]) -> String {
         let rows = self.rows();
         let widest = rows.iter().copied().max().unwrap_or(0).max(1);
         let mut text = format!("{:>5}{:<19} : count    distribution\n", "", self.unit.name());
@@ -280,19 +288,12 @@ impl Histogram {
         }
         let shown = |ns: u64| format_value(ns as f64 / self.unit.nanoseconds());
         let average = self.sum_ns() as f64 / self.count().max(1) as f64;
-        let _ = writeln!(
-            text,
-            "{:>5}count {}, avg {}, p50 {}, p90 {}, p99 {}, p99.9 {}, max {} {}",
-            "",
-            self.count(),
-            format_value(average / self.unit.nanoseconds()),
-            shown(self.percentile_ns(50.0)),
-            shown(self.percentile_ns(90.0)),
-            shown(self.percentile_ns(99.0)),
-            shown(self.percentile_ns(99.9)),
-            shown(self.max_ns()),
-            self.unit.name(),
-        );
+        let _ =
+            write!(text, "{:>5}count {}, avg {}", "", self.count(), format_value(average / self.unit.nanoseconds()));
+        for percent in percentiles {
+            let _ = write!(text, ", p{percent} {}", shown(self.percentile_ns(*percent)));
+        }
+        let _ = writeln!(text, ", max {} {}", shown(self.max_ns()), self.unit.name());
         text
     }
 
@@ -304,7 +305,7 @@ impl Histogram {
     }
 
     /// Raw nanoseconds, whatever the unit shown: the figures, and every slot that is not empty with its bounds.
-    pub fn to_json(&self) -> Value {
+    pub fn to_json(&self, percentiles: &[f64]) -> Value {
         let buckets: Vec<Value> = self
             .cells
             .iter()
@@ -316,18 +317,43 @@ impl Histogram {
                 })
             })
             .collect();
-        json!({
+        let mut object = json!({
             "count": self.count(),
             "sum_ns": self.sum_ns(),
             "avg_ns": self.sum_ns() as f64 / self.count().max(1) as f64,
-            "p50_ns": self.percentile_ns(50.0),
-            "p90_ns": self.percentile_ns(90.0),
-            "p99_ns": self.percentile_ns(99.0),
-            "p99_9_ns": self.percentile_ns(99.9),
             "max_ns": self.max_ns(),
             "buckets": buckets,
-        })
+        });
+        for percent in percentiles {
+            object[percentile_key(*percent)] = json!(self.percentile_ns(*percent));
+        }
+        object
     }
+}
+
+/// The fields of a histogram in JSON.
+pub const FIELDS: &[Field] = &[
+    Field::new("count", Kind::Count, "how many values"),
+    Field::new("sum_ns", Kind::Count, "their sum"),
+    Field::new("avg_ns", Kind::Real, "their average"),
+    Field::new("max_ns", Kind::Count, "the largest"),
+    Field::new(
+        "pN_ns",
+        Kind::Count,
+        "what N percent of the values do not exceed, as --percentiles lists: p50_ns, p99_9_ns",
+    )
+    .optional(),
+    Field::new("buckets", Kind::Objects(BUCKET_FIELDS), "the values by size; empty buckets are left out"),
+];
+const BUCKET_FIELDS: &[Field] = &[
+    Field::new("low_ns", Kind::Count, "the least value of the bucket"),
+    Field::new("high_ns", Kind::Count, "the least value that is too large for it"),
+    Field::new("count", Kind::Count, "how many values it holds"),
+];
+
+/// The key of a percentile: `p99_9_ns` for the 99.9th.
+fn percentile_key(percent: f64) -> String {
+    format!("p{}_ns", percent.to_string().replace('.', "_"))
 }
 
 /// What one of several histograms is about.
@@ -341,6 +367,7 @@ pub struct Section {
 /// Prints what each interval of a tool came to: one histogram, or one for each key.
 pub struct Histograms {
     key: Option<&'static str>,
+    percentiles: Vec<f64>,
     timestamp: bool,
     totals: bool,
     header_printed: std::cell::Cell<bool>,
@@ -348,8 +375,9 @@ pub struct Histograms {
 
 impl Histograms {
     /// With the name of what the histograms are split by, and whether to say the time of day above them.
-    pub fn new(key: Option<&'static str>, timestamp: bool) -> Self {
-        Self { key, timestamp, totals: false, header_printed: std::cell::Cell::new(false) }
+    pub fn new(key: Option<&'static str>, args: &cli::Histogram, timestamp: bool) -> Self {
+        let percentiles = args.percentiles.clone();
+        Self { key, percentiles, timestamp, totals: false, header_printed: std::cell::Cell::new(false) }
     }
 
     /// Add the line `avg = ..., total: ..., count: ...` that some tools of BCC print below a histogram.
@@ -377,7 +405,7 @@ impl Histograms {
     ) {
         if out.format() == Format::Json {
             let entry = |(id, histogram): (&u64, &Histogram)| {
-                let mut object = histogram.to_json();
+                let mut object = histogram.to_json(&self.percentiles);
                 for (key, value) in section(*id).into_iter().flat_map(|section| section.fields) {
                     object[key] = value;
                 }
@@ -392,8 +420,8 @@ impl Histograms {
             return;
         }
         out.text("\n");
-        if self.timestamp {
-            out.text(time::now_of_day() + "\n");
+        if self.timestamp || out.wants_time() {
+            out.text(out.time(time::unix_now_ns()) + "\n");
         }
         if by_id.is_empty() {
             out.text(format!("{:>5}count 0\n", ""));
@@ -402,7 +430,7 @@ impl Histograms {
             if let Some(section) = section(*id) {
                 out.text(section.title + "\n");
             }
-            out.text(histogram.to_text() + "\n");
+            out.text(histogram.to_text(&self.percentiles) + "\n");
             if self.totals {
                 out.text(histogram.totals() + "\n");
             }
@@ -464,7 +492,7 @@ mod tests {
 
     #[test]
     fn text_is_the_familiar_one() {
-        let text = of(&[1_000, 5_000, 6_000], Unit::Usecs).to_text();
+        let text = of(&[1_000, 5_000, 6_000], Unit::Usecs).to_text(&[50.0, 90.0, 99.0, 99.9]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "     usecs               : count    distribution");
         assert_eq!(lines[1], "         0 -> 1          : 1        |********************                    |");

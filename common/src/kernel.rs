@@ -93,6 +93,17 @@ impl Btf {
         function.members.checked_sub(1)
     }
 
+    /// The value that the kernel's types give to a name of an enum, also of one that has no name itself; `None` where no
+    /// enum (of 32-bit values) has it.
+    pub fn enumerator(&self, name: &str) -> Option<u32> {
+        let types = Types::of(self.bytes())?;
+        let name_offset = 1 + find(types.strings, &[b"\0", name.as_bytes(), b"\0"].concat())? as u32;
+        let named = |values: &[u8]| {
+            values.chunks_exact(8).find(|value| word(value, 0) == Some(name_offset)).and_then(|value| word(value, 1))
+        };
+        types.iter().filter(|found| found.kind == BTF_ENUM).find_map(|found| named(found.trailer))
+    }
+
     fn bytes(&self) -> &[u8] {
         match &self.bytes {
             // SAFETY: the mapping is readable for `len` bytes as long as `self` lives.
@@ -110,6 +121,7 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 }
 
 /// Kinds of include/uapi/linux/btf.h.
+const BTF_ENUM: u32 = 6;
 const BTF_TYPEDEF: u32 = 8;
 const BTF_FUNC: u32 = 12;
 const BTF_FUNC_PROTO: u32 = 13;
@@ -122,7 +134,7 @@ struct Types<'a> {
 }
 
 /// The head of one type.
-struct Type {
+struct Type<'a> {
     id: u32,
     name_offset: u32,
     kind: u32,
@@ -130,6 +142,8 @@ struct Type {
     members: usize,
     /// The type that it points to or is another name for, or its size.
     refers_to: u32,
+    /// What follows: its members, parameters or values.
+    trailer: &'a [u8],
 }
 
 fn word(bytes: &[u8], index: usize) -> Option<u32> {
@@ -147,22 +161,23 @@ impl<'a> Types<'a> {
     }
 
     /// All types up to the first of a kind that is not known here.
-    fn iter(&self) -> impl Iterator<Item = Type> + 'a {
+    fn iter(&self) -> impl Iterator<Item = Type<'a>> + 'a {
         let mut rest = self.types;
         (1..).map_while(move |id| {
             let info = word(rest, 1)?;
             let (kind, members) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
-            let found = Type { id, name_offset: word(rest, 0)?, kind, members, refers_to: word(rest, 2)? };
             let trailer = match kind {
                 1 | 14 | 17 => 4,
                 2 | 7..=12 | 16 | 18 => 0,
                 3 => 12,
                 4 | 5 | 15 | 19 => 12 * members,
-                6 | BTF_FUNC_PROTO => 8 * members,
+                BTF_ENUM | BTF_FUNC_PROTO => 8 * members,
                 _ => return None,
             };
-            rest = rest.get(12 + trailer..)?;
-            Some(found)
+            let (name_offset, refers_to) = (word(rest, 0)?, word(rest, 2)?);
+            let (trailer, next) = rest.get(12..)?.split_at_checked(trailer)?;
+            rest = next;
+            Some(Type { id, name_offset, kind, members, refers_to, trailer })
         })
     }
 }
@@ -262,19 +277,36 @@ mod tests {
         assert!(!btf.mentions("btf_trace_sys"));
     }
 
-    /// A blob of three types: typedef 1 -> pointer 2 -> function 3 of three parameters.
+    fn kind(kind: u32, members: u32) -> u32 {
+        kind << 24 | members
+    }
+
+    /// The types of a kernel that has these.
+    fn kernel_of(types: &[u32], strings: &[u8]) -> Btf {
+        let header = [0x1_eb9f, 24, 0, 4 * types.len() as u32, 4 * types.len() as u32, strings.len() as u32];
+        let words = header.iter().chain(types).flat_map(|word| word.to_ne_bytes());
+        Btf { custom: None, bytes: Bytes::Read(words.chain(strings.iter().copied()).collect()) }
+    }
+
     #[test]
     fn counts_the_arguments_of_a_tracepoint() {
-        let strings = b"\0x\0btf_trace_block_rq_issue\0";
-        let kind = |kind: u32, members: u32| kind << 24 | members;
+        // Typedef 1 -> pointer 2 -> function 3 of three parameters.
         let mut types = vec![3, kind(BTF_TYPEDEF, 0), 2, 0, kind(2, 0), 3, 0, kind(BTF_FUNC_PROTO, 3), 0];
         types.extend([0; 6]);
-        let header = [0x1_eb9f, 24, 0, 4 * types.len() as u32, 4 * types.len() as u32, strings.len() as u32];
-        let words = header.iter().chain(&types).flat_map(|word| word.to_ne_bytes());
-        let btf = Btf { custom: None, bytes: Bytes::Read(words.chain(*strings).collect()) };
+        let btf = kernel_of(&types, b"\0x\0btf_trace_block_rq_issue\0");
         assert_eq!(btf.tracepoint_arguments("block_rq_issue"), Some(2));
         assert_eq!(btf.tracepoint_arguments("x"), None);
         let broken = Btf { custom: None, bytes: Bytes::Read(vec![0xff; 64]) };
         assert_eq!(broken.tracepoint_arguments("x"), None);
+    }
+
+    #[test]
+    fn an_enum_without_a_name_has_values() {
+        // A structure that has a member of the same name is no enum.
+        let types = [0, kind(4, 1), 0, 3, 0, 0, 0, kind(BTF_ENUM, 2), 4, 1, 7, 3, 8];
+        let btf = kernel_of(&types, b"\0x\0bit\0");
+        assert_eq!(btf.enumerator("bit"), Some(8));
+        assert_eq!(btf.enumerator("x"), Some(7));
+        assert_eq!(btf.enumerator("it"), None);
     }
 }

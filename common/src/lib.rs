@@ -20,6 +20,7 @@ pub mod progress;
 pub mod prologue;
 pub mod report;
 pub mod sample;
+pub mod schema;
 pub mod session;
 pub mod stack;
 pub mod symbol;

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use libbpf_rs::{MapCore, MapFlags, Object, ProgramMut};
 use serde::Serialize;
 
+use crate::schema::{Field, Kind};
+
 /// Counts of what was lost, by reason. Serialises to the `lost` object of the JSON output.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct Lost {
@@ -23,11 +25,30 @@ pub struct Lost {
     pub scratch: u64,
     /// Intervals whose end was stamped before their beginning.
     pub clock: u64,
+    /// Events that must have been, of which the kernel told nobody: two beginnings of the same thing without an end.
+    pub unseen: u64,
     /// Runs of a program that the kernel skipped because it was already running on that CPU.
     pub missed_runs: u64,
 }
 
 impl Lost {
+    /// Its fields in JSON.
+    pub const FIELDS: &[Field] = &[
+        Field::new("events", Kind::Count, "events for which the buffer had no room"),
+        Field::new("states", Kind::Count, "operations whose state did not fit a map"),
+        Field::new("keys", Kind::Count, "values whose key did not fit an aggregation map"),
+        Field::new("stacks", Kind::Count, "stacks that could not be walked or stored"),
+        Field::new("strings", Kind::Count, "strings that did not fit or could not be read in full"),
+        Field::new("scratch", Kind::Count, "events for which no scratch buffer was free"),
+        Field::new("clock", Kind::Count, "intervals whose end was stamped before their beginning"),
+        Field::new("unseen", Kind::Count, "events that must have been, of which the kernel told nobody"),
+        Field::new(
+            "missed_runs",
+            Kind::Count,
+            "runs of a program that the kernel skipped because it was already running on that CPU",
+        ),
+    ];
+
     /// Read the counters of a loaded object. A counter that cannot be read counts as zero: it never was written.
     pub fn read(object: &Object) -> Self {
         let counters = object.maps().find(|map| map.name() == "lost");
@@ -45,6 +66,7 @@ impl Lost {
             strings: counter(4),
             scratch: counter(5),
             clock: counter(6),
+            unseen: counter(7),
             missed_runs: object.progs_mut().map(|program| recursion_misses(&program)).sum(),
         }
     }
@@ -64,6 +86,7 @@ impl Lost {
             (self.strings, "strings cut or unreadable"),
             (self.scratch, "events (no scratch buffer was free)"),
             (self.clock, "intervals (the clock went backwards)"),
+            (self.unseen, "events that the kernel did not show"),
             (self.missed_runs, "program runs skipped by the kernel"),
         ];
         reasons.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect()

@@ -7,9 +7,12 @@ use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
-use crate::cli::Format;
+use crate::app;
+use crate::cli::{Format, Output};
 use crate::lost::Lost;
+use crate::schema::Kind;
 use crate::text::Text;
+use crate::time::TimeFormat;
 
 /// On which side a column's text stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -31,6 +34,10 @@ pub struct Column {
     pub width: usize,
     /// Side in text.
     pub align: Align,
+    /// What it holds, in JSON.
+    pub kind: Kind,
+    /// Whether it is null where that is not known.
+    pub nullable: bool,
     /// What it means, for the documentation.
     pub doc: &'static str,
 }
@@ -38,12 +45,22 @@ pub struct Column {
 impl Column {
     /// A column of text.
     pub const fn left(key: &'static str, head: &'static str, width: usize, doc: &'static str) -> Self {
-        Self { key, head, width, align: Align::Left, doc }
+        Self { key, head, width, align: Align::Left, kind: Kind::Text, nullable: false, doc }
     }
 
     /// A column of numbers.
     pub const fn right(key: &'static str, head: &'static str, width: usize, doc: &'static str) -> Self {
-        Self { key, head, width, align: Align::Right, doc }
+        Self { key, head, width, align: Align::Right, kind: Kind::Count, nullable: false, doc }
+    }
+
+    /// The same, which holds something else than text on the left and a whole number on the right.
+    pub const fn of(self, kind: Kind) -> Self {
+        Self { kind, ..self }
+    }
+
+    /// The same, null where it is not known.
+    pub const fn or_null(self) -> Self {
+        Self { nullable: true, ..self }
     }
 }
 
@@ -66,6 +83,8 @@ pub enum Cell<'a> {
     Shown(String, i64),
     /// The same for a measured value.
     Measured(String, f64),
+    /// When something happened, in nanoseconds since 1970: that number for machines.
+    Time(u64),
     /// Our own lines: an array in JSON, elsewhere separated by semicolons.
     Lines(Vec<String>),
     /// Whether something holds: its own text or nothing for people.
@@ -75,11 +94,12 @@ pub enum Cell<'a> {
 }
 
 impl Cell<'_> {
-    fn text(&self, line: &mut Vec<u8>) {
+    fn text(&self, line: &mut Vec<u8>, time: TimeFormat) {
         // Writing into memory cannot fail.
         let _ = match self {
             Self::Uint(value) => write!(line, "{value}"),
             Self::Int(value) => write!(line, "{value}"),
+            Self::Time(unix_ns) => write!(line, "{}", time.format(*unix_ns)),
             Self::Float(value, decimals) => write!(line, "{value:.decimals$}"),
             Self::Text(text) => write!(line, "{text}"),
             Self::Str(text) => write!(line, "{text}"),
@@ -99,7 +119,7 @@ impl Cell<'_> {
     /// The value for machines.
     pub fn value(&self) -> Value {
         match self {
-            Self::Uint(value) => (*value).into(),
+            Self::Uint(value) | Self::Time(value) => (*value).into(),
             Self::Int(value) | Self::Shown(_, value) => (*value).into(),
             Self::Float(value, _) | Self::Measured(_, value) => (*value).into(),
             Self::Text(text) => text.to_string().into(),
@@ -115,7 +135,7 @@ impl Cell<'_> {
         match self {
             Self::Text(_) | Self::Str(_) | Self::List(_) | Self::Lines(_) => {
                 let mut plain = Vec::new();
-                self.text(&mut plain);
+                self.text(&mut plain, TimeFormat::Local);
                 if plain.iter().any(|byte| matches!(byte, b',' | b'"')) {
                     let quoted = String::from_utf8_lossy(&plain).replace('"', "\"\"");
                     line.extend_from_slice(format!("\"{quoted}\"").as_bytes());
@@ -137,30 +157,56 @@ fn joined(texts: &[Text<'_>]) -> String {
 /// Standard output, written in batches: what one drain or interval produced leaves in one write.
 pub struct Out {
     format: Format,
+    time: Option<TimeFormat>,
+    /// The columns of the terminal on stdout.
+    screen: Option<usize>,
     pending: Vec<u8>,
     muted: bool,
 }
 
-/// How many lines the terminal on stdout has, or `None` where there is none or it does not say.
-pub fn screen_lines() -> Option<usize> {
+fn screen_size() -> Option<libc::winsize> {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCGWINSZ fills the struct it is given, or fails.
     let status = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
-    (status == 0 && size.ws_row > 0).then_some(size.ws_row.into())
+    (status == 0).then_some(size)
 }
+
+/// How many lines the terminal on stdout has, or `None` where there is none or it does not say.
+pub fn screen_lines() -> Option<usize> {
+    screen_size().filter(|size| size.ws_row > 0).map(|size| size.ws_row.into())
+}
+
+fn screen_columns() -> Option<usize> {
+    screen_size().filter(|size| size.ws_col > 0).map(|size| size.ws_col.into())
+}
+
+/// The version of what machines read: raised when a field goes, or changes its meaning. docs/json.md describes it.
+pub const SCHEMA_VERSION: u32 = 1;
 
 /// Pending bytes are written when they exceed this even before the batch ends.
 const PENDING_MAX: usize = 64 << 10;
 
 impl Out {
-    /// Output in `format`.
-    pub fn new(format: Format) -> Self {
-        Self { format, pending: Vec::with_capacity(8 << 10), muted: false }
+    /// Output as the options say.
+    pub fn new(output: Output) -> Self {
+        let format = output.format();
+        let screen = if format == Format::Text { screen_columns() } else { None };
+        Self { format, time: output.time, screen, pending: Vec::with_capacity(8 << 10), muted: false }
     }
 
     /// Print nothing: standard output is for something else.
     pub fn mute(&mut self) {
         self.muted = true;
+    }
+
+    /// The time of what follows, for people: what every summary begins with where times are asked for.
+    pub fn time(&self, unix_ns: u64) -> String {
+        self.time.unwrap_or_default().format(unix_ns)
+    }
+
+    /// Whether times were asked for by their format.
+    pub fn wants_time(&self) -> bool {
+        self.time.is_some()
     }
 
     /// The format in use.
@@ -193,9 +239,18 @@ impl Out {
 
     /// Add one JSON object as a line.
     pub fn json(&mut self, value: &Value) {
+        self.schema();
+        let start = self.pending.len();
         // Serialising a Value into memory cannot fail.
         let _ = serde_json::to_writer(&mut self.pending, value);
+        self.pending[start] = b',';
         self.pending.push(b'\n');
+    }
+
+    /// Begin a JSON object with what says how to read it.
+    fn schema(&mut self) {
+        // Writing into memory cannot fail.
+        let _ = write!(self.pending, "{{\"schema\":\"{}/{SCHEMA_VERSION}\"", app::tool());
     }
 
     /// Write all that is pending.
@@ -210,6 +265,10 @@ impl Out {
         stdout.write_all(&self.pending)?;
         stdout.flush()?;
         self.pending.clear();
+        // The user may have made the window another.
+        if self.screen.is_some() {
+            self.screen = screen_columns();
+        }
         Ok(())
     }
 
@@ -262,8 +321,11 @@ impl Rows {
                 out.text(keys.join(",") + "\n");
             }
             Format::Text => {
+                for (column, shown) in self.columns.iter_mut().filter(|(column, _)| column.key == TIME) {
+                    (column.width, *shown) = (out.time.unwrap_or_default().width(), *shown || out.time.is_some());
+                }
                 let heads: Vec<Cell<'_>> = self.columns.iter().map(|(column, _)| Cell::Str(column.head)).collect();
-                self.text_line(&heads);
+                self.text_line(&heads, out);
                 out.pending.append(&mut self.line);
             }
         }
@@ -283,11 +345,12 @@ impl Rows {
         self.header(out);
         match out.format {
             Format::Text => {
-                self.text_line(cells);
+                self.text_line(cells, out);
                 out.pending.append(&mut self.line);
             }
             Format::Json => {
-                self.json_object(&mut out.pending, cells);
+                out.schema();
+                self.json_fields(&mut out.pending, cells, ",");
                 out.text("\n");
             }
             Format::Csv => {
@@ -304,17 +367,20 @@ impl Rows {
     /// Add all rows of one interval as one JSON object, with the time of its end, for tools whose rows are a
     /// table.
     pub fn json_table<'a>(&self, out: &mut Out, time_unix_ns: u64, rows: impl Iterator<Item = &'a [Cell<'a>]>) {
-        out.text(format!("{{\"time_unix_ns\":{time_unix_ns},\"rows\":["));
+        out.schema();
+        out.text(format!(",\"time_unix_ns\":{time_unix_ns},\"rows\":["));
         for (index, cells) in rows.enumerate() {
             out.text(if index == 0 { "" } else { "," });
-            self.json_object(&mut out.pending, cells);
+            self.json_fields(&mut out.pending, cells, "{");
         }
         out.text("]}\n");
     }
 
-    fn json_object(&self, line: &mut Vec<u8>, cells: &[Cell<'_>]) {
+    /// The fields of an object and its end; `before` the first stands what continues or begins it.
+    fn json_fields(&self, line: &mut Vec<u8>, cells: &[Cell<'_>], before: &str) {
         for (index, ((column, _), cell)) in self.columns.iter().zip(cells).enumerate() {
-            line.extend_from_slice(if index == 0 { b"{\"" } else { b",\"" });
+            line.extend_from_slice(if index == 0 { before.as_bytes() } else { b"," });
+            line.push(b'"');
             line.extend_from_slice(column.key.as_bytes());
             line.extend_from_slice(b"\":");
             cell.json(line);
@@ -322,8 +388,9 @@ impl Rows {
         line.push(b'}');
     }
 
-    /// Lay one line out in `self.line`: a cell wider than its column moves the rest of its own line only.
-    fn text_line(&mut self, cells: &[Cell<'_>]) {
+    /// Lay one line out in `self.line`: a cell wider than its column moves the rest of its own line only, and the last,
+    /// where it is wider than what is left of the screen, goes on below itself.
+    fn text_line(&mut self, cells: &[Cell<'_>], out: &Out) {
         let line = &mut self.line;
         let last = self.columns.iter().rposition(|(_, shown)| *shown);
         for (index, ((column, shown), cell)) in self.columns.iter().zip(cells).enumerate() {
@@ -331,8 +398,8 @@ impl Rows {
                 continue;
             }
             let start = line.len();
-            cell.text(line);
-            let width = String::from_utf8_lossy(&line[start..]).chars().count();
+            cell.text(line, out.time.unwrap_or_default());
+            let width = width_of(&line[start..]);
             let padding = column.width.saturating_sub(width);
             if column.align == Align::Right {
                 line.splice(start..start, std::iter::repeat_n(b' ', padding));
@@ -342,6 +409,12 @@ impl Rows {
                     line.extend(std::iter::repeat_n(b' ', padding));
                 }
                 line.push(b' ');
+            } else if let Some(screen) = out.screen {
+                let indent = width_of(&line[..start]);
+                if screen >= indent + WRAPPED_MIN && width > screen - indent {
+                    let text = String::from_utf8_lossy(&line.split_off(start)).into_owned();
+                    line.extend_from_slice(wrapped(&text, screen - indent, indent).as_bytes());
+                }
             }
         }
         while line.last() == Some(&b' ') {
@@ -349,6 +422,22 @@ impl Rows {
         }
         line.push(b'\n');
     }
+}
+
+/// The key of the column that says when something happened.
+const TIME: &str = "time_unix_ns";
+/// The least width of a last column that goes on below itself.
+const WRAPPED_MIN: usize = 20;
+
+fn width_of(text: &[u8]) -> usize {
+    String::from_utf8_lossy(text).chars().count()
+}
+
+/// Text in lines of so many characters, each after the first behind an indent.
+fn wrapped(text: &str, width: usize, indent: usize) -> String {
+    let characters: Vec<char> = text.chars().collect();
+    let lines: Vec<String> = characters.chunks(width).map(|line| line.iter().collect()).collect();
+    lines.join(&format!("\n{:indent$}", ""))
 }
 
 /// A bounded table, for summaries: columns as wide as their widest cell.
@@ -359,7 +448,7 @@ pub fn table(columns: &[Column], rows: &[Vec<Cell<'_>>]) -> String {
     for cells in rows {
         table.add_row(cells.iter().map(|cell| {
             let mut text = Vec::new();
-            cell.text(&mut text);
+            cell.text(&mut text, TimeFormat::Local);
             String::from_utf8_lossy(&text).into_owned()
         }));
     }
@@ -387,7 +476,8 @@ mod tests {
     }
 
     fn render(format: Format) -> String {
-        let (mut out, mut rows) = (Out::new(format), Rows::new(COLUMNS, |key| key != "size_bytes"));
+        let (mut out, mut rows) =
+            (Out::new(Output::default().or(format, true)), Rows::new(COLUMNS, |key| key != "size_bytes"));
         rows.row(&mut out, &cells(b"cat", b"/etc/a,b")).unwrap();
         rows.row(&mut out, &cells(b"a very long name", b"x\ny\"")).unwrap();
         String::from_utf8(std::mem::take(&mut out.pending)).unwrap()
@@ -405,12 +495,25 @@ mod tests {
     fn json_has_every_column() {
         let text = render(Format::Json);
         let second: Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
-        assert_eq!(second, json!({"pid": 42, "comm": "a very long name", "size_bytes": null, "path": "x\\ny\""}));
+        let expected =
+            json!({"schema": "/1", "pid": 42, "comm": "a very long name", "size_bytes": null, "path": "x\\ny\""});
+        assert_eq!(second, expected);
+    }
+
+    #[test]
+    fn the_last_column_goes_on_below_itself() {
+        let (mut out, mut rows) = (Out::new(Output::default()), Rows::new(COLUMNS, |key| key != "size_bytes"));
+        out.screen = Some(40);
+        rows.row(&mut out, &cells(b"cat", &b"/0123456789".repeat(4))).unwrap();
+        let text = String::from_utf8(std::mem::take(&mut out.pending)).unwrap();
+        let lines: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(lines[0], "    42 cat      /0123456789/0123456789/0");
+        assert_eq!(lines[1], "                123456789/0123456789");
     }
 
     #[test]
     fn a_table_is_one_json_object() {
-        let (mut out, rows) = (Out::new(Format::Json), Rows::new(COLUMNS, |_| true));
+        let (mut out, rows) = (Out::new(Output::default().or(Format::Json, true)), Rows::new(COLUMNS, |_| true));
         let cells = cells(b"cat", b"/a");
         rows.json_table(&mut out, 7, [&cells[..], &cells[..]].into_iter());
         let table: Value = serde_json::from_slice(&out.pending).unwrap();

@@ -62,7 +62,7 @@ const STACK: Column = Column::left("stack", "STACK", 0, "frames, outermost first
 
 /// Prints entries, and keeps the last of them for the files that are written in the end.
 pub struct StackReport {
-    format: Format,
+    output: Output,
     folded: bool,
     delimited: bool,
     style: Style,
@@ -79,10 +79,10 @@ impl StackReport {
     ///
     /// # Errors
     /// When a file that is asked for cannot be written.
-    pub fn new(output: &Output, exports: &ExportArgs, delimited: bool, style: Style, shape: Shape) -> Result<Self> {
+    pub fn new(output: Output, exports: &ExportArgs, delimited: bool, style: Style, shape: Shape) -> Result<Self> {
         exports.check()?;
         Ok(Self {
-            format: output.format(),
+            output,
             folded: exports.folded,
             delimited,
             style,
@@ -97,7 +97,7 @@ impl StackReport {
 
     /// Where the report goes.
     pub fn out(&self) -> Out {
-        let mut out = Out::new(self.format);
+        let mut out = Out::new(self.output);
         if self.exports.to_stdout() {
             out.mute();
         }
@@ -106,7 +106,7 @@ impl StackReport {
 
     /// Whether the report is for people, who like to be told what goes on.
     pub fn is_for_people(&self) -> bool {
-        self.format == Format::Text && !self.folded && !self.exports.to_stdout()
+        self.output.format() == Format::Text && !self.folded && !self.exports.to_stdout()
     }
 
     /// Whether entries are needed for files.
@@ -133,7 +133,7 @@ impl StackReport {
     /// # Errors
     /// When standard output cannot be written.
     pub fn print(&mut self, out: &mut Out, entries: Vec<Entry>, about: Map<String, Value>) -> Result<()> {
-        match self.format {
+        match self.output.format() {
             Format::Json => self.json(out, &entries, about),
             Format::Csv => self.csv(out, &entries)?,
             Format::Text if self.folded => self.folded(out, &entries),

@@ -11,10 +11,11 @@ kernel_cache=${XDG_CACHE_HOME:-$HOME/.cache}/corescope/kernels
 kernel_lines="5.10 6.1 6.12 7"
 debian=${CORESCOPE_DEBIAN:-http://deb.debian.org}
 
-# ensure_vm_packages: what fetching and booting them needs.
+# ensure_vm_packages: what fetching and booting them needs, and the live tests there of file systems.
 ensure_vm_packages() {
     ensure_packages "to boot other kernels" curl:curl xz:xz-utils zstd:zstd dpkg-deb:dpkg python3:python3 \
-        qemu-system-x86_64:qemu-system-x86 busybox:busybox-static modprobe:kmod cpio:cpio
+        qemu-system-x86_64:qemu-system-x86 busybox:busybox-static modprobe:kmod cpio:cpio \
+        mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs
 }
 
 # have_vm_packages: whether it is all there.

@@ -8,9 +8,10 @@ as_root() {
     fi
 }
 
-# have PROBE: PROBE is a command on PATH, or, ending in .h, a header that the C compiler finds.
+# have PROBE: PROBE is a command on PATH or, ending in .h or .a, a header or library that the C compiler finds.
 have() {
     case $1 in
+        *.a) command -v cc >/dev/null && [ "$(cc -print-file-name="$1")" != "$1" ] ;;
         *.h) command -v cc >/dev/null && echo "#include <$1>" | cc -E -xc - >/dev/null 2>&1 ;;
         *) command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ] ;;
     esac

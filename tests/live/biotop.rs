@@ -1,14 +1,22 @@
 //! biotop against processes whose requests are known to the byte.
 
+use std::time::Duration;
+
 use serde_json::Value;
-use tests::disk::Disk;
+use tests::disk::{self, Disk};
 use tests::{Finished, Outcome, Tool, check, check_eq, live_tests};
 
 live_tests! {
     submitters_are_exact,
     submitters_are_exact_by_raw_tracepoint,
     submitters_are_exact_by_insertion,
+    submitters_are_exact_on_a_virtio_disk,
+    writes_to_files_of_ext4_are_the_writers,
+    writes_to_files_of_xfs_are_the_writers,
+    writes_to_files_of_btrfs_are_the_writers,
+    the_average_is_the_time_of_the_device,
     a_flush_belongs_to_who_asked,
+    a_flush_belongs_to_who_asked_by_insertion,
     the_pid_wanted_is_that_of_the_submitter,
     no_interval_loses_a_request,
     rows_are_sorted_and_limited,
@@ -33,8 +41,7 @@ fn sum(finished: &Finished, disk: &Disk, pid: Option<u32>, op: &str) -> Outcome<
     Ok(sums)
 }
 
-fn compare_submitters(args: &str) -> Outcome {
-    let disk = Disk::make()?;
+fn compare_submitters(disk: &Disk, args: &str) -> Outcome {
     let (mut reader, writer) = (disk.worker("r", 500, 4096)?, disk.worker("w", 300, 65536)?);
     let tool = Tool::new("biotop").args(&format!("--json {args} 0.1")).start()?;
     let before = disk.stat()?;
@@ -45,32 +52,97 @@ fn compare_submitters(args: &str) -> Outcome {
     let done = disk.stat()?.since(before);
     let finished = tool.stop()?.clean()?;
     check_eq!((done.reads, done.writes), (500, 300));
-    check_eq!(sum(&finished, &disk, Some(reader), "R")?, (500, 500 << 12));
-    check_eq!(sum(&finished, &disk, Some(writer), "W")?, (300, 300 << 16));
-    check_eq!((sum(&finished, &disk, None, "R")?.0, sum(&finished, &disk, None, "W")?.0), (500, 300));
+    check_eq!(sum(&finished, disk, Some(reader), "R")?, (500, 500 << 12));
+    check_eq!(sum(&finished, disk, Some(writer), "W")?, (300, 300 << 16));
+    check_eq!((sum(&finished, disk, None, "R")?.0, sum(&finished, disk, None, "W")?.0), (500, 300));
     check_eq!(finished.lost("keys")? + finished.lost("states")?, 0);
     Ok(())
 }
 
 fn submitters_are_exact() -> Outcome {
-    compare_submitters("")
+    compare_submitters(&Disk::make()?, "")
 }
 
 fn submitters_are_exact_by_raw_tracepoint() -> Outcome {
-    compare_submitters("--hook raw_tp")
+    compare_submitters(&Disk::make()?, "--hook raw_tp")
 }
 
 fn submitters_are_exact_by_insertion() -> Outcome {
-    compare_submitters("--hook biotop_insert")
+    compare_submitters(&Disk::make()?, "--hook biotop_insert")
+}
+
+fn submitters_are_exact_on_a_virtio_disk() -> Outcome {
+    compare_submitters(&Disk::scratch()?, "")
+}
+
+/// A process that writes past the cache to a file: its own bytes to the last, and at most some of the file system's.
+fn compare_file(kind: &str) -> Outcome {
+    let disk = Disk::for_files()?;
+    disk.format(kind)?;
+    let mount = disk.mount(kind)?;
+    let writer = disk::worker(&mount.path().join("file"), "f", 128, 65536)?;
+    let tool = Tool::new("biotop").args("--json").start()?;
+    let pid = Disk::work(writer)?;
+    mount.unmount()?;
+    let finished = tool.stop()?.clean()?;
+    let (count, bytes) = sum(&finished, &disk, Some(pid), "W")?;
+    let written = 128 << 16;
+    check!((written..=written + (1 << 20)).contains(&bytes) && count > 0, "{count} {bytes} {}", finished.stdout);
+    Ok(())
+}
+
+fn writes_to_files_of_ext4_are_the_writers() -> Outcome {
+    compare_file("ext4")
+}
+
+fn writes_to_files_of_xfs_are_the_writers() -> Outcome {
+    compare_file("xfs")
+}
+
+fn writes_to_files_of_btrfs_are_the_writers() -> Outcome {
+    compare_file("btrfs")
+}
+
+fn the_average_is_the_time_of_the_device() -> Outcome {
+    for (milliseconds, requests) in [(2, 100), (20, 20)] {
+        let completion = Duration::from_millis(milliseconds);
+        let disk = Disk::null(completion, 1, 64)?;
+        let tool = Tool::new("biotop").args("--json 60").start()?;
+        let pid = Disk::work(disk.worker("w", requests, 4096)?)?;
+        let finished = tool.stop()?.clean()?;
+        check_eq!(sum(&finished, &disk, Some(pid), "W")?, (requests, requests << 12));
+        let records = finished.records()?;
+        let rows = records[0]["rows"].as_array().ok_or("no rows")?;
+        let row = rows.iter().find(|row| row["pid"] == pid).ok_or("no row")?;
+        let completion = completion.as_nanos() as u64;
+        let bounds = completion..=completion * 3 / 2 + 5_000_000;
+        check!(row["avg_ns"].as_u64().is_some_and(|average| bounds.contains(&average)), "{row}");
+    }
+    Ok(())
 }
 
 fn a_flush_belongs_to_who_asked() -> Outcome {
+    compare_flush("")
+}
+
+fn a_flush_belongs_to_who_asked_by_insertion() -> Outcome {
+    compare_flush("--hook biotop_insert")
+}
+
+fn compare_flush(args: &str) -> Outcome {
     let disk = Disk::make()?;
-    let tool = Tool::new("biotop").args("--json").start()?;
+    let tool = Tool::new("biotop").args(&format!("--json {args}")).start()?;
     let pid = Disk::work(disk.worker("b", 100, 4096)?)?;
     let finished = tool.stop()?.clean()?;
     check_eq!(sum(&finished, &disk, Some(pid), "F")?, (1, 0));
     check_eq!(sum(&finished, &disk, None, "W")?.1, 100 << 12);
+
+    // A write that is followed by a flush, of which the kernel makes a sequence.
+    let tool = Tool::new("biotop").args(&format!("--json {args}")).start()?;
+    let pid = Disk::work(disk.worker("s", 100, 4096)?)?;
+    let finished = tool.stop()?.clean()?;
+    check_eq!(sum(&finished, &disk, Some(pid), "W")?, (100, 100 << 12));
+    check_eq!(sum(&finished, &disk, Some(pid), "F")?, (100, 0));
     Ok(())
 }
 

@@ -10,6 +10,7 @@ mod export;
 mod memleak;
 mod offcputime;
 mod opensnoop;
+mod output;
 mod profile;
 mod runqlat;
 mod tcplife;
@@ -29,6 +30,7 @@ fn main() -> std::process::ExitCode {
         memleak::tests(),
         offcputime::tests(),
         opensnoop::tests(),
+        output::tests(),
         profile::tests(),
         runqlat::tests(),
         tcplife::tests(),

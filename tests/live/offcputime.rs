@@ -12,6 +12,7 @@ use crate::profile::{functions, stacks};
 live_tests! {
     sleeps_have_their_time_and_place,
     sleeps_by_raw_tracepoint,
+    sleeps_through_perf_buffers,
     sleeps_with_early_stacks,
     limits_are_in_microseconds,
     states_are_a_mask,
@@ -55,10 +56,22 @@ fn near(measured: u64, truth: u64, what: &str) -> Outcome {
 fn check_sleeps(args: &str) -> Outcome {
     let (long, _, stacks, finished) = sleep_under(args)?;
     let measured = sum(&stacks, "total_ns", is_in("long_nap"));
-    check!(measured.abs_diff(long) * 50 <= long, "{measured} ns of {long} are in long sleeps: {stacks:?}");
+    // Switches that the kernel did not show are sleeps that nobody can know of, of at most 40 ms each here.
+    let unseen = finished.lost("unseen")?;
+    let least_ns = long - long / 50 - (unseen * 40_000_000).min(long / 2);
+    check!(
+        (least_ns..=long + long / 50).contains(&measured),
+        "{measured} ns of {long} are in long sleeps, {unseen} unseen"
+    );
     let slept = |stack: &Value| is_in("long_nap")(stack) && stack["involuntary"] == false;
-    check_eq!(sum(&stacks, "count", slept), 50);
-    check_eq!(sum(&stacks, "count", |s| is_in("short_nap")(s) && s["involuntary"] == false), 50);
+    let naps = |place| sum(&stacks, "count", |s| is_in(place)(s) && s["involuntary"] == false);
+    // A tick may preempt a thread that was about to sleep, and its time be over when it runs again: on an emulated
+    // machine there is time for that.
+    let least = if is_emulated() { 45 } else { 50 };
+    for place in ["long_nap", "short_nap"] {
+        let naps = naps(place);
+        check!(naps <= 50 && naps + unseen >= least, "{naps} sleeps of 50 in {place}, {unseen} unseen: {stacks:?}");
+    }
     for stack in stacks.iter().filter(|stack| slept(stack)) {
         let chain = functions(stack, "user");
         check!(chain.windows(2).any(|pair| pair == ["long_nap", "main"]), "{chain:?}");
@@ -78,6 +91,10 @@ fn sleeps_have_their_time_and_place() -> Outcome {
 
 fn sleeps_by_raw_tracepoint() -> Outcome {
     check_sleeps("--hook raw_tp")
+}
+
+fn sleeps_through_perf_buffers() -> Outcome {
+    check_sleeps("--transport perf")
 }
 
 fn sleeps_with_early_stacks() -> Outcome {
@@ -165,7 +182,8 @@ fn a_sleep_from_before_the_start_counts_from_there() -> Outcome {
         let took = begin.elapsed().as_nanos() as u64;
         let stacks = stacks(&tool.stop()?)?;
         let at_start = |stack: &Value| stack["blocked_at_start"] == true && stack["still_blocked"] == false;
-        near(sum(&stacks, "total_ns", at_start), took, "since the start")?;
+        let total = sum(&stacks, "total_ns", at_start);
+        check!(total >= 980_000_000 && total <= took + took / 50, "{total} ns since the start, of 1 s to {took} ns");
         let found = stacks.iter().find(|stack| at_start(stack)).ok_or("no such sleep")?;
         check!(functions(found, "user").contains(&place), "{args}: {found}");
         check!(functions(found, "kernel").iter().any(|name| name.contains("pipe_read")), "{args}: {found}");

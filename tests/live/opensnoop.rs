@@ -8,6 +8,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use tests::disk::Disk;
 use tests::{Finished, Outcome, Tool, check, check_eq, live_tests};
 
 live_tests! {
@@ -18,6 +19,9 @@ live_tests! {
     each_call_with_flags_and_mode,
     failures_have_their_errno,
     full_paths_from_directory_and_cwd,
+    full_paths_on_ext4,
+    full_paths_on_xfs,
+    full_paths_on_btrfs,
     calls_of_a_32_bit_program,
     filters_take_and_leave,
     hostile_names_stay_one_line,
@@ -53,8 +57,8 @@ fn open_many_with(count: usize, args: &str, prepare: fn(&tests::Running) -> Outc
     }
     tool.signal(Signal::SIGCONT)?;
     let finished = tool.stop()?;
-    let rows = rows_with(&finished, &file.display().to_string())?.len() as u64;
-    check_eq!(rows + finished.lost("events")?, count as u64, "rows and losses");
+    let rows = rows_with(&finished, &file.display().to_string())?.len();
+    finished.complete(rows + finished.lost("events")? as usize, count)?;
     Ok(finished)
 }
 
@@ -157,6 +161,36 @@ fn full_paths_from_directory_and_cwd() -> Outcome {
     check_eq!(rows_with(&finished, &file)?.len(), 2);
     check_eq!(rows_with(&finished, "/proc/self/comm")?.len(), 1);
     Ok(())
+}
+
+/// Relative to a directory of a file system of its own, at the end of which the path goes on above.
+fn full_paths_on(kind: &str) -> Outcome {
+    let disk = Disk::for_files()?;
+    disk.format(kind)?;
+    let mount = disk.mount(kind)?;
+    let deep = mount.path().join("a/b");
+    std::fs::create_dir_all(&deep)?;
+    File::create(deep.join("file"))?;
+    let tool = on_self("-F")?;
+    let directory = File::open(&deep)?;
+    // SAFETY: a valid descriptor and a NUL-terminated literal.
+    unsafe { libc::close(libc::openat(directory.as_raw_fd(), c"file".as_ptr(), libc::O_RDONLY)) };
+    drop(directory);
+    let finished = tool.stop()?.clean()?;
+    check_eq!(rows_with(&finished, &deep.join("file").display().to_string())?.len(), 1, "{}", finished.stdout);
+    mount.unmount()
+}
+
+fn full_paths_on_ext4() -> Outcome {
+    full_paths_on("ext4")
+}
+
+fn full_paths_on_xfs() -> Outcome {
+    full_paths_on("xfs")
+}
+
+fn full_paths_on_btrfs() -> Outcome {
+    full_paths_on("btrfs")
 }
 
 fn calls_of_a_32_bit_program() -> Outcome {

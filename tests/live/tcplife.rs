@@ -6,7 +6,7 @@ use std::process::ChildStdout;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::{Finished, Guard, Outcome, Tool, check, check_eq, live_tests};
+use tests::{Finished, Guard, Outcome, Tool, check, check_eq, is_emulated, live_tests};
 
 live_tests! {
     ten_thousand_connections_have_twenty_thousand_ends,
@@ -36,7 +36,8 @@ fn connect_many(count: usize, args: &str) -> Outcome {
     let finished = settled(tool, |ends| ends == 2 * count)?.clean()?;
     let ends = with_port(&finished, port)?;
     let own = ends.iter().filter(|end| end["pid"] == std::process::id()).count();
-    check_eq!((ends.len(), own), (2 * count, 2 * count));
+    finished.complete(ends.len(), 2 * count)?;
+    check_eq!(own, ends.len());
     check_eq!(finished.lost("events")?, 0);
     Ok(())
 }
@@ -54,12 +55,17 @@ fn with_port(finished: &Finished, port: u16) -> Outcome<Vec<Value>> {
     Ok(ends)
 }
 
+/// Ten thousand, where that takes a second or two.
+fn many() -> usize {
+    if is_emulated() { 1_000 } else { 10_000 }
+}
+
 fn ten_thousand_connections_have_twenty_thousand_ends() -> Outcome {
-    connect_many(10_000, "")
+    connect_many(many(), "")
 }
 
 fn ten_thousand_connections_through_perf_buffers() -> Outcome {
-    connect_many(10_000, "--transport perf --buffer 4096")
+    connect_many(many(), "--transport perf --buffer 4096")
 }
 
 fn connections_by_raw_tracepoint() -> Outcome {

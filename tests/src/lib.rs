@@ -7,7 +7,7 @@ pub mod svg;
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -66,12 +66,21 @@ macro_rules! check_eq {
     }};
 }
 
-/// A live test for the runner.
+/// A live test for the runner. $CORESCOPE_TIMES names a file that gets the seconds each test took.
 pub fn live(name: impl Into<String>, test: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
-    Trial::ignorable_test(name, move || match test() {
-        Ok(()) => Ok(Completion::Completed),
-        Err(Stop::Skip(reason)) => Ok(Completion::ignored_with(reason)),
-        Err(Stop::Fail(message)) => Err(message.into()),
+    let name = name.into();
+    Trial::ignorable_test(name.clone(), move || {
+        let begin = Instant::now();
+        let outcome = test();
+        if let Some(path) = std::env::var_os("CORESCOPE_TIMES") {
+            let mut times = std::fs::File::options().append(true).create(true).open(path)?;
+            writeln!(times, "{:.1} {name}", begin.elapsed().as_secs_f64())?;
+        }
+        match outcome {
+            Ok(()) => Ok(Completion::Completed),
+            Err(Stop::Skip(reason)) => Ok(Completion::ignored_with(reason)),
+            Err(Stop::Fail(message)) => Err(message.into()),
+        }
     })
 }
 
@@ -280,13 +289,38 @@ impl Finished {
         }
     }
 
-    /// Insist that it ended well and lost nothing.
+    /// Insist that it ended well.
+    pub fn succeeded(self) -> Outcome<Self> {
+        if self.status.success() { Ok(self) } else { Err(self.why()) }
+    }
+
+    /// Insist that it ended well and lost nothing, but for what the kernel itself skips (see [`Finished::complete`]) or
+    /// does not show, which 6.18 on this project's machine does once in a while under load.
     pub fn clean(self) -> Outcome<Self> {
-        if !self.status.success() {
-            return Err(self.why());
+        let mut finished = self.succeeded()?;
+        let is_only =
+            |line: &str, what: &str| line.starts_with("lost: ") && line.ends_with(what) && !line.contains(',');
+        let is_skipped = |line: &str| is_only(line, " program runs skipped by the kernel");
+        let is_unseen = |line: &str| is_only(line, " events that the kernel did not show");
+        if finished.stderr.lines().all(is_skipped) && kernel_skips()? || finished.stderr.lines().all(is_unseen) {
+            finished.stderr.clear();
         }
-        check!(self.stderr.is_empty(), "unexpected words on stderr: {}", self.stderr);
-        Ok(self)
+        check!(finished.stderr.is_empty(), "unexpected words on stderr: {}", finished.stderr);
+        Ok(finished)
+    }
+
+    /// Insist that of `expected` events all were found. Where programs at tracepoints can be preempted, the kernel skips
+    /// them for what happens meanwhile on that CPU: so many may be missing as the tool says, and no more.
+    pub fn complete(&self, found: usize, expected: usize) -> Outcome {
+        let missing = expected.saturating_sub(found) as u64;
+        if missing > 0 && kernel_skips()? {
+            let skipped = self.lost("missed_runs")?;
+            check!(missing <= skipped, "{missing} of {expected} are missing, and {skipped} said to be skipped");
+            check!(missing * 20 <= expected as u64, "{missing} of {expected} are missing");
+            return Ok(());
+        }
+        check_eq!(found, expected);
+        Ok(())
     }
 
     /// Its JSON lines, without the closing record of losses.
@@ -302,6 +336,11 @@ impl Finished {
         let last: Value = serde_json::from_str(self.stdout.lines().last().unwrap_or_default())?;
         last["lost"][kind].as_u64().ok_or_else(|| format!("no count of lost {kind} in {last}").into())
     }
+}
+
+/// Whether this kernel lets programs at tracepoints be preempted, and skips what happens meanwhile.
+fn kernel_skips() -> Outcome<bool> {
+    Ok(common::kernel::Btf::open(None)?.tracepoints_are_preemptible())
 }
 
 /// Try up to three times, for truths that this machine's other work, or a loss of the kernel's own that is documented

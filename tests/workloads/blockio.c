@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * So many requests of a known size to a block device, by this process and no other.
+ * So many requests of a known size to a block device or file, by this process and no other.
  *
- * blockio DEVICE r|w|b COUNT SIZE: read, write, or write through the page cache with one fsync at the end; begins when
- * its standard input has a byte or ends.
+ * blockio PATH r|w|s|b|c|f COUNT SIZE: read; write; write, each of them synced; write through the page cache with one
+ * fsync at the end (b) or none (c); make a file, write, and one fsync at the end. Begins when its standard input has a
+ * byte or ends.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -16,14 +17,19 @@ int main(int argc, char **argv)
 {
 	long count, size, i;
 	char go, *block;
-	int fd, kind;
+	int fd, kind, flags;
 
 	if (argc != 5)
 		return 2;
 	kind = argv[2][0];
 	count = atol(argv[3]);
 	size = atol(argv[4]);
-	fd = open(argv[1], O_RDWR | O_CLOEXEC | (kind == 'b' ? 0 : O_DIRECT));
+	flags = strchr("bc", kind) ? 0 : O_DIRECT;
+	if (kind == 's')
+		flags |= O_DSYNC;
+	if (kind == 'f')
+		flags |= O_CREAT;
+	fd = open(argv[1], O_RDWR | O_CLOEXEC | flags, 0600);
 	if (fd < 0 || posix_memalign((void **)&block, 4096, size)) {
 		perror(argv[1]);
 		return 1;
@@ -40,5 +46,5 @@ int main(int argc, char **argv)
 			return 1;
 		}
 	}
-	return kind == 'b' && fsync(fd) ? 1 : 0;
+	return strchr("bf", kind) && fsync(fd) ? 1 : 0;
 }

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use bpf::biolatency::{BiolatencySkel, BiolatencySkelBuilder, types::block_owner};
 use clap::Parser;
-use common::cli::{Format, Interval, Output, Tool};
+use common::schema::{self, Field, Kind, Record};
+use common::cli::{self, Format, Interval, Output, Tool};
 use common::disk::{self, Commands, Disk};
 use common::hist::{Histograms, Reader, Section, Unit};
 use common::load::{Hook, Loader, hook, way};
@@ -52,6 +53,8 @@ pub struct Args {
     /// The same as --json
     #[arg(short, conflicts_with = "format")]
     json_lines: bool,
+    #[command(flatten)]
+    histogram: cli::Histogram,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -112,7 +115,21 @@ impl Report for View<'_> {
 const REQUESTS: [Hook; 3] = [hook("biolatency_issue"), hook("biolatency_requeue"), hook("biolatency_complete")];
 /// With the owner of each request.
 const OWNED: [Hook; 4] = [REQUESTS[0], REQUESTS[1], REQUESTS[2], hook("biolatency_start")];
-const OWNED_BEFORE_6_5: [Hook; 4] = [REQUESTS[0], REQUESTS[1], REQUESTS[2], hook("biolatency_insert")];
+const OWNED_BEFORE_6_5: [Hook; 5] =
+    [REQUESTS[0], REQUESTS[1], REQUESTS[2], hook("biolatency_insert"), hook("biolatency_getrq")];
+
+/// What histograms are told apart by.
+const KEYS: &[Field] = &[
+    Field::new("disk", Kind::Text, "name of the disk, with -D"),
+    Field::new("major", Kind::Count, "its major number"),
+    Field::new("minor", Kind::Count, "its minor number"),
+    Field::new("flags", Kind::Text, "command and flags of the request, with -F"),
+];
+
+/// The objects that it writes as JSON.
+pub fn records() -> Vec<Record> {
+    schema::histograms(KEYS)
+}
 
 /// Run the tool.
 ///
@@ -151,12 +168,11 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(remark) = named.and_then(|named| named.remark) {
         out::warn(remark);
     }
-    let format = if args.json_lines { Format::Json } else { args.output.format() };
     let mut view = View {
-        out: Out::new(format),
+        out: Out::new(args.output.or(Format::Json, args.json_lines)),
         skel: &loaded.skel,
-        reader: Reader::new(unit, keyed),
-        histograms: Histograms::new(None, args.timestamp).with_totals(args.extension),
+        reader: Reader::new(unit, keyed).cumulative(args.histogram.cumulative),
+        histograms: Histograms::new(None, &args.histogram, args.timestamp).with_totals(args.extension),
         ids: Ids { by_disk, commands },
     };
     loaded.run(&Run::from(&args.interval), &mut view)

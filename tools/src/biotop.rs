@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use bpf::biotop::types::{biotop_key, biotop_value, block_owner};
 use bpf::biotop::{BiotopSkel, BiotopSkelBuilder};
 use clap::{Parser, ValueEnum};
+use common::schema::{self, Kind, Record};
 use common::cli::{self, Format, Interval, Output, Tool};
 use common::disk::{self, Disk};
 use common::load::{Hook, Loader, hook, way};
@@ -63,12 +64,12 @@ enum Sort {
 }
 
 const COLUMNS: &[Column] = &[
-    Column::left("time_unix_ns", "TIME", 8, "end of the interval"),
-    Column::left("pid", "PID", 7, "process that submitted"),
+    Column::left("time_unix_ns", "TIME", 8, "end of the interval").of(Kind::Count),
+    Column::left("pid", "PID", 7, "process that submitted").of(Kind::Count),
     Column::left("comm", "COMM", 16, "its name"),
     Column::left("op", "D", 1, "R read, W write, D discard, F flush, Z of a zone"),
-    Column::left("major", "MAJ", 3, "major number of the disk"),
-    Column::left("minor", "MIN", 3, "minor number of the disk"),
+    Column::left("major", "MAJ", 3, "major number of the disk").of(Kind::Count),
+    Column::left("minor", "MIN", 3, "minor number of the disk").of(Kind::Count),
     Column::left("disk", "DISK", 8, "name of the disk"),
     Column::right("io_count", "I/O", 5, "requests that ended"),
     Column::right("bytes", "Kbytes", 7, "their size; bytes in JSON and CSV"),
@@ -198,7 +199,7 @@ impl Report for View<'_> {
             } else {
                 self.out.text("\n");
             }
-            self.out.text(format!("{:8} loadavg: {}\n", time::time_of_day(time_ns), proc::load_average()));
+            self.out.text(format!("{:8} loadavg: {}\n", self.out.time(time_ns), proc::load_average()));
             self.rows.repeat_header();
         }
         self.rows.header(&mut self.out);
@@ -209,7 +210,13 @@ impl Report for View<'_> {
 /// The ways to know who submits, the better first.
 const AT_START: [Hook; 4] =
     [hook("biotop_start"), hook("biotop_issue"), hook("biotop_requeue"), hook("biotop_complete")];
-const AT_INSERT: [Hook; 4] = [hook("biotop_insert"), AT_START[1], AT_START[2], AT_START[3]];
+const AT_INSERT: [Hook; 5] =
+    [hook("biotop_insert"), hook("biotop_getrq"), AT_START[1], AT_START[2], AT_START[3]];
+
+/// The objects that it writes as JSON.
+pub fn records() -> Vec<Record> {
+    schema::tables(COLUMNS)
+}
 
 /// Run the tool.
 ///
@@ -228,7 +235,7 @@ pub fn run(args: Args) -> Result<()> {
     disk::configure(&loader, &mut open, None)?;
     let loaded = loader.load(open, hooks, &target)?;
 
-    let out = Out::new(args.output.format());
+    let out = Out::new(args.output);
     let in_place = out.is_terminal() && !args.noclear;
     let mut view = View {
         out,

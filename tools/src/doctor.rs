@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -168,6 +168,8 @@ impl Check {
                 word => command.arg(word),
             };
         }
+        // What `output` gives it otherwise is /dev/null, which an empty root does not have.
+        command.stdin(Stdio::inherit());
         let output = command.output().with_context(|| format!("cannot run {tool}"))?;
         let stdout = String::from_utf8_lossy(&output.stdout);
         let prefix = format!("{tool}: ");
@@ -289,7 +291,7 @@ pub fn run(args: Args) -> Result<()> {
         }
     }
     let format = args.output.format();
-    let mut out = Out::new(format);
+    let mut out = Out::new(args.output);
     match format {
         common::cli::Format::Json => {
             let system: serde_json::Map<String, Value> =

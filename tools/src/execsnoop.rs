@@ -6,21 +6,22 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use bpf::execsnoop::{ExecsnoopSkelBuilder, types::execsnoop_event};
 use clap::Parser;
+use common::schema::{self, Kind, Record};
 use common::cli::{self, Output, Tool};
 use common::load::{Loader, hook};
 use common::out::{Cell, Column, Out, Rows};
 use common::session::{Report, Run, decode};
 use common::target::Target;
 use common::text::Text;
-use common::time::{WallClock, monotonic_ns, time_of_day};
+use common::time::{WallClock, monotonic_ns};
 
 /// Trace the execution of programs: execve(2) and execveat(2), by any thread of 64-bit and 32-bit programs
 #[derive(Parser)]
 #[command(name = "execsnoop", version)]
 pub struct Args {
     /// Show the time of day
-    #[arg(short = 'T', long)]
-    time: bool,
+    #[arg(short = 'T')]
+    time_of_day: bool,
     /// Show the seconds since the start
     #[arg(short, long)]
     timestamp: bool,
@@ -70,19 +71,19 @@ pub struct Args {
 }
 
 const COLUMNS: &[Column] = &[
-    Column::left("time_unix_ns", "TIME", 8, "when the program was executed, or the call failed"),
-    Column::left("since_start_ns", "TIME(s)", 8, "the same, since the tool started"),
-    Column::left("uid", "UID", 6, "real user id, after the execution"),
-    Column::left("cpu", "CPU", 4, "CPU on which it happened"),
+    Column::left("time_unix_ns", "TIME", 8, "when the program was executed, or the call failed").of(Kind::Count),
+    Column::left("since_start_ns", "TIME(s)", 8, "the same, since the tool started").of(Kind::Count),
+    Column::left("uid", "UID", 6, "real user id, after the execution").of(Kind::Count),
+    Column::left("cpu", "CPU", 4, "CPU on which it happened").of(Kind::Count),
     Column::left("comm", "PCOMM", 16, "name of the process, after the execution"),
-    Column::left("pid", "PID", 6, "process"),
-    Column::left("tid", "TID", 6, "thread that made the call"),
-    Column::left("ppid", "PPID", 6, "parent process"),
+    Column::left("pid", "PID", 6, "process").of(Kind::Count),
+    Column::left("tid", "TID", 6, "thread that made the call").of(Kind::Count),
+    Column::left("ppid", "PPID", 6, "parent process").of(Kind::Count),
     Column::left("parent_comm", "PARENT", 16, "name of the parent process"),
-    Column::right("ret", "RET", 3, "0, or the error number negated"),
+    Column::right("ret", "RET", 3, "0, or the error number negated").of(Kind::Int),
     Column::left("filename", "FILENAME", 0, "path that was executed, as given"),
-    Column::left("argv", "ARGV", 0, "arguments; of a script those of its interpreter"),
-    Column::right("truncated", "CUT", 0, "whether arguments are missing because they did not fit or could not be read"),
+    Column::left("argv", "ARGV", 0, "arguments; of a script those of its interpreter").of(Kind::Texts),
+    Column::right("truncated", "CUT", 0, "whether arguments are missing because they did not fit or could not be read").of(Kind::Bool),
     Column::left("args", "ARGS", 0, "command line: the path, then the arguments after the first"),
 ];
 
@@ -124,7 +125,7 @@ impl Report for View {
         self.rows.row(
             &mut self.out,
             &[
-                Cell::Shown(time_of_day(time_ns), time_ns as i64),
+                Cell::Time(time_ns),
                 Cell::Shown(format!("{:.3}", since_start_ns as f64 / 1e9), since_start_ns as i64),
                 Cell::Uint(event.uid.into()),
                 Cell::Uint(event.cpu.into()),
@@ -188,6 +189,11 @@ fn shown(words: &[Text<'_>], limit: usize, quote: bool, truncated: bool) -> Stri
     shown.join(" ")
 }
 
+/// The objects that it writes as JSON.
+pub fn records() -> Vec<Record> {
+    schema::events(COLUMNS)
+}
+
 /// Run the tool.
 ///
 /// # Errors
@@ -209,7 +215,7 @@ pub fn run(args: Args) -> Result<()> {
     let loaded = loader.load(open, if args.fails { &hooks } else { &hooks[..1] }, &target)?;
 
     let shown = |key: &str| match key {
-        "time_unix_ns" => args.time,
+        "time_unix_ns" => args.time_of_day,
         "since_start_ns" => args.timestamp,
         "uid" => args.print_uid,
         "cpu" => args.print_cpu,
@@ -218,7 +224,7 @@ pub fn run(args: Args) -> Result<()> {
         _ => true,
     };
     let mut view = View {
-        out: Out::new(args.output.format()),
+        out: Out::new(args.output),
         rows: Rows::new(COLUMNS, shown),
         clock: WallClock::default(),
         start_ns: 0,

@@ -1,8 +1,5 @@
 //! The tools of corescope, one module each, and the registry that lists them.
 
-pub mod doctor;
-pub mod flamediff;
-
 /// Declare the modules of the tools and the one list of them; behind a tool arguments, if there are such, that make it use
 /// other hooks or parts of the kernel.
 macro_rules! registry {
@@ -24,6 +21,7 @@ macro_rules! entry {
         common::app::Entry {
             name: stringify!($tool),
             command: <$crate::$tool::Args as clap::CommandFactory>::command,
+            records: $crate::$tool::records,
             run: |matches| {
                 $crate::$tool::run(<$crate::$tool::Args as clap::FromArgMatches>::from_arg_matches(matches)?)
             },
@@ -41,8 +39,10 @@ macro_rules! main {
     };
 }
 
-/// What belongs to the suite and traces nothing.
-pub const ASIDE: &[common::app::Entry] = &[entry!(doctor), entry!(flamediff)];
+pub mod corescope;
+pub mod doctor;
+pub mod flamediff;
+pub mod install;
 
 registry! {
     biolatency ["-c CGROUP"],
@@ -58,13 +58,26 @@ registry! {
 
 #[cfg(test)]
 mod tests {
-    use super::{ASIDE, TOOLS};
+    use super::TOOLS;
 
     #[test]
     fn every_command_line_is_sound() {
-        for tool in TOOLS.iter().chain(ASIDE) {
+        for tool in TOOLS {
             (tool.command)().debug_assert();
             assert_eq!((tool.command)().get_name(), tool.name);
+        }
+    }
+
+    /// Run with CORESCOPE_WRITE_DOCS=1, it writes the page instead.
+    #[test]
+    fn the_page_on_json_is_current() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/json.md");
+        let page = common::schema::page(TOOLS);
+        if std::env::var_os("CORESCOPE_WRITE_DOCS").is_some() {
+            std::fs::write(path, page).unwrap();
+        } else {
+            let written = std::fs::read_to_string(path).unwrap_or_default();
+            assert!(written == page, "docs/json.md is stale: CORESCOPE_WRITE_DOCS=1 cargo test -p tools json");
         }
     }
 

@@ -23,11 +23,12 @@ use common::load::{Hook, Loader, Way, hook, optional_hook, way};
 use common::out::{Cell, Column, Out, Rows, warn};
 use common::progress::Tally;
 use common::report::StackReport;
+use common::schema::{self, Field, Kind, Record};
 use common::session::{Report, Run, decode};
 use common::stack::{Stack, StackArgs, Stacked, Stacks, Style};
 use common::target::Target;
 use common::text::Text;
-use common::time::{WallClock, monotonic_ns, now_of_day, unix_now_ns};
+use common::time::{WallClock, monotonic_ns, unix_now_ns};
 use common::{proc, table, uprobe};
 use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::{Link, MapCore, ProgramMut, UprobeMultiOpts};
@@ -119,7 +120,7 @@ enum Sort {
 
 /// Rows of -t.
 const TRACE_COLUMNS: &[Column] = &[
-    Column::left("time_unix_ns", "TIME", 8, "when"),
+    Column::left("time_unix_ns", "TIME", 8, "when").of(Kind::Count),
     Column::right("tid", "TID", 7, "thread"),
     Column::left("op", "OP", 5, "alloc, or free"),
     Column::left("address", "ADDRESS", 18, "address of the memory"),
@@ -128,9 +129,9 @@ const TRACE_COLUMNS: &[Column] = &[
 
 /// Rows of the report as CSV.
 const STACK_COLUMNS: &[Column] = &[
-    Column::left("time_unix_ns", "TIME", 8, "when the report was made"),
-    Column::right("bytes", "BYTES", 10, "outstanding bytes"),
-    Column::right("count", "COUNT", 8, "outstanding allocations"),
+    Column::left("time_unix_ns", "TIME", 8, "when the report was made").of(Kind::Count),
+    Column::right("bytes", "BYTES", 10, "outstanding bytes").of(Kind::Int),
+    Column::right("count", "COUNT", 8, "outstanding allocations").of(Kind::Int),
     Column::left("stack", "STACK", 0, "frames from the outermost to the innermost, separated by ';'"),
 ];
 
@@ -276,7 +277,7 @@ impl Report for View<'_> {
         let time_ns = self.clock.unix_ns(event.time_ns);
         let op = if event.op == memleak_op::MEMLEAK_ALLOC.0 { "alloc" } else { "free" };
         let cells = [
-            Cell::Shown(common::time::time_of_day(time_ns), time_ns as i64),
+            Cell::Time(time_ns),
             Cell::Uint(event.tid.into()),
             Cell::Str(op),
             Cell::Str(&format!("{:#x}", event.address)),
@@ -431,7 +432,7 @@ impl View<'_> {
         let rate = i64::from(self.args.sample_rate);
         let sampled = if rate > 1 { format!(" (1 in {rate} sampled, scaled up)") } else { String::new() };
         let mut text =
-            format!("[{}] Top {} stacks with outstanding allocations{sampled}:\n", now_of_day(), sorted.len());
+            format!("[{}] Top {} stacks with outstanding allocations{sampled}:\n", self.out.time(unix_now_ns()), sorted.len());
         for (id, outstanding) in sorted {
             let mut allocs = outstanding.allocs.clone();
             allocs.sort_unstable();
@@ -617,6 +618,28 @@ fn configure_tracepoints(loader: &Loader, knobs: &mut bpf::memleak::types::rodat
     (knobs.percpu_size_arg, knobs.percpu_pointer_arg) = if has_call_site { (3, 7) } else { (2, 6) };
 }
 
+const FIELDS: &[Field] =
+    &[Field::new("sample_rate", Kind::Count, "one of so many allocations was followed; figures are scaled up")];
+const STACK_FIELDS: &[Field] = &[
+    Field::new("bytes", Kind::Int, "outstanding bytes"),
+    Field::new("count", Kind::Int, "outstanding allocations"),
+    Field::new("followed_bytes", Kind::Int, "bytes of those that were followed"),
+    Field::new("followed_count", Kind::Int, "how many were followed"),
+    schema::frames("frames", "who allocated, innermost frame first"),
+    Field::new("allocations", Kind::Objects(ALLOCATION_FIELDS), "each of them, with -a").optional(),
+];
+const ALLOCATION_FIELDS: &[Field] = &[
+    Field::new("address", Kind::Text, "address of the memory, hexadecimal"),
+    Field::new("size_bytes", Kind::Count, "its size"),
+];
+
+/// The objects that it writes as JSON.
+pub fn records() -> Vec<Record> {
+    let mut records = schema::stacks(FIELDS, STACK_FIELDS);
+    records.extend(schema::events(TRACE_COLUMNS));
+    records
+}
+
 /// Run the tool.
 ///
 /// # Errors
@@ -672,7 +695,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     let loaded = loader.load(open, &hooks, &target)?;
 
-    let report = StackReport::new(&args.output, &args.exports, false, Style::default(), shape(&args))?;
+    let report = StackReport::new(args.output, &args.exports, false, Style::default(), shape(&args))?;
     let owner = process.as_ref().and_then(|process| proc::comm(process.pid));
     let mut view = View {
         out: report.out(),

@@ -17,6 +17,7 @@ use common::out::{Cell, Column, Out};
 use common::proc::{self, Thread};
 use common::progress::Tally;
 use common::report::{ReportArgs, StackReport, whom};
+use common::schema::{self, Kind, Record};
 use common::session::{Report, Run, decode};
 use common::stack::{self, Frame, Stack, StackArgs, Stacks, Style};
 use common::symbol::Symbol;
@@ -80,9 +81,9 @@ const COLUMNS: &[Column] = &[
     Column::right("count", "COUNT", 8, "times that it left the CPU"),
     Column::right("total_ns", "TOTAL(ns)", 12, "time until it was back, in all"),
     Column::right("max_ns", "MAX(ns)", 12, "the longest of these times"),
-    Column::left("involuntary", "INVOLUNTARY", 0, "it could have gone on"),
-    Column::left("blocked_at_start", "AT START", 0, "it was away when tracing began; the time counts from there"),
-    Column::left("still_blocked", "AT END", 0, "it is away still"),
+    Column::left("involuntary", "INVOLUNTARY", 0, "it could have gone on").of(Kind::Bool),
+    Column::left("blocked_at_start", "AT START", 0, "it was away when tracing began; the time counts from there").of(Kind::Bool),
+    Column::left("still_blocked", "AT END", 0, "it is away still").of(Kind::Bool),
 ];
 
 /// A decimal or 0x-prefixed mask of task states.
@@ -427,6 +428,11 @@ const LATE: &[Hook] = &[hook("offcputime_leave"), hook("offcputime_return")];
 const EARLY: &[Hook] = &[hook("offcputime_switch")];
 const EARLY_LACKS: &str = "stacks are walked whenever a thread leaves, not only for the times that pass the filter";
 
+/// The objects that it writes as JSON.
+pub fn records() -> Vec<Record> {
+    schema::stack_report(&[], COLUMNS)
+}
+
 /// Run the tool.
 ///
 /// # Errors
@@ -460,7 +466,7 @@ pub fn run(args: Args) -> Result<()> {
     let in_storage = loader.has_task_storage() && loaded.uses("offcputime_return__tp_btf");
 
     let style = Style { offsets: args.offset, ..Style::default() };
-    let report = StackReport::new(&args.output, &args.exports, args.report.delimited, style, shape(&args))?;
+    let report = StackReport::new(args.output, &args.exports, args.report.delimited, style, shape(&args))?;
     let mut view = View {
         out: report.out(),
         skel: &loaded.skel,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bpf::opensnoop::{OpensnoopSkelBuilder, types::opensnoop_event};
 use clap::Parser;
+use common::schema::{self, Kind, Record};
 use common::child::Child;
 use common::cli::{self, Format, Output, Tool};
 use common::load::{Loader, hook};
@@ -77,17 +78,17 @@ pub struct Args {
 }
 
 const COLUMNS: &[Column] = &[
-    Column::left("time_unix_ns", "TIME", 8, "when the call returned"),
-    Column::left("uid", "UID", 7, "user id of the caller"),
-    Column::left("pid", "PID", 6, "process that opened"),
-    Column::left("tid", "TID", 6, "thread that opened"),
+    Column::left("time_unix_ns", "TIME", 8, "when the call returned").of(Kind::Count),
+    Column::left("uid", "UID", 7, "user id of the caller").of(Kind::Count),
+    Column::left("pid", "PID", 6, "process that opened").of(Kind::Count),
+    Column::left("tid", "TID", 6, "thread that opened").of(Kind::Count),
     Column::left("comm", "COMM", 16, "name of the thread that opened"),
-    Column::right("fd", "FD", 3, "descriptor returned, or -1"),
-    Column::right("errno", "ERR", 3, "error number, or 0"),
-    Column::left("flags", "FLAGS", 8, "flags of the open, octal"),
-    Column::left("mode", "MODE", 5, "mode of a file that may be created, octal"),
+    Column::right("fd", "FD", 3, "descriptor returned, or -1").of(Kind::Int),
+    Column::right("errno", "ERR", 3, "error number, or 0").of(Kind::Int),
+    Column::left("flags", "FLAGS", 8, "flags of the open, octal").of(Kind::Count),
+    Column::left("mode", "MODE", 5, "mode of a file that may be created, octal").of(Kind::Count),
     Column::left("path", "PATH", 0, "path as given, or in full with -F"),
-    Column::left("callers", "", 0, "user stack, innermost frame first, with -c"),
+    Column::left("callers", "", 0, "user stack, innermost frame first, with -c").of(Kind::Texts).or_null(),
 ];
 /// The path's column where the callers stand below it.
 const PATH_OR_CALLER: Column = Column { head: "PATH/CALLER", ..COLUMNS[COLUMNS.len() - 2] };
@@ -158,7 +159,7 @@ impl Report for View {
         self.rows.row(
             &mut self.out,
             &[
-                Cell::Shown(common::time::time_of_day(time_ns), time_ns as i64),
+                Cell::Time(time_ns),
                 Cell::Uint(event.uid.into()),
                 Cell::Uint(event.pid.into()),
                 Cell::Uint(event.tid.into()),
@@ -208,6 +209,11 @@ fn path(text: &[u8], path_size: usize, directory_size: usize) -> Text<'_> {
     Text::new(full)
 }
 
+/// The objects that it writes as JSON.
+pub fn records() -> Vec<Record> {
+    schema::events(COLUMNS)
+}
+
 /// Run the tool.
 ///
 /// # Errors
@@ -252,7 +258,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     let columns = COLUMNS.iter().map(|column| if args.callers && column.key == "path" { PATH_OR_CALLER } else { *column });
     let mut view = View {
-        out: Out::new(args.output.format()),
+        out: Out::new(args.output),
         rows: Rows::new(&columns.collect::<Vec<_>>(), shown),
         clock: WallClock::default(),
         child,

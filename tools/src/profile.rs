@@ -16,6 +16,7 @@ use common::load::{Loader, hook};
 use common::out::{self, Cell, Column, Out};
 use common::progress::Tally;
 use common::report::{ReportArgs, StackReport, whom};
+use common::schema::{self, Field, Kind, Record};
 use common::sample::{Clock, Rate, Sampler, Throttling};
 use common::session::{Report, Run};
 use common::stack::{StackArgs, Stacks, Style};
@@ -88,8 +89,8 @@ pub struct Args {
 
 const COLUMNS: &[Column] = &[
     Column::right("pid", "PID", 7, "process"),
-    Column::right("tid", "TID", 7, "thread, with --threads"),
-    Column::right("cpu", "CPU", 4, "CPU, with --cpus"),
+    Column::right("tid", "TID", 7, "thread, with --threads").or_null(),
+    Column::right("cpu", "CPU", 4, "CPU, with --cpus").or_null(),
     Column::left("comm", "COMM", 16, "name of the thread"),
     Column::right("samples", "SAMPLES", 8, "samples with this stack"),
 ];
@@ -246,6 +247,19 @@ fn banner(args: &Args, clock: Clock) -> String {
     format!("Sampling at {} of {}", args.rate(clock), args.report.banner(&whom, &cpu, args.duration))
 }
 
+const FIELDS: &[Field] = &[
+    Field::new("event", Kind::Text, "what is counted: cycles, or cpu-clock"),
+    Field::new("frequency_hz", Kind::Count, "samples a second on each CPU, as asked for").or_null(),
+    Field::new("period", Kind::Count, "events from one sample to the next, with -c").or_null(),
+    Field::new("samples_taken", Kind::Count, "samples of all tasks, those that the options leave out too"),
+    Field::new("throttled", Kind::Count, "how often the kernel stopped sampling for a while").or_null(),
+];
+
+/// The objects that it writes as JSON.
+pub fn records() -> Vec<Record> {
+    schema::stack_report(FIELDS, COLUMNS)
+}
+
 /// Run the tool.
 ///
 /// # Errors
@@ -281,7 +295,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let style = Style { offsets: false, addresses: args.address, annotate: args.annotations };
     let report =
-        StackReport::new(&args.output, &args.exports, args.report.delimited, style, shape(&args, clock))?;
+        StackReport::new(args.output, &args.exports, args.report.delimited, style, shape(&args, clock))?;
     let mut view = View {
         out: report.out(),
         skel: &loaded.skel,

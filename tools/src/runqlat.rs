@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use bpf::runqlat::{RunqlatSkel, RunqlatSkelBuilder, types::runqlat_key};
 use clap::Parser;
+use common::schema::{self, Field, Kind, Record};
 use common::cli::{self, Interval, Output, Tool};
 use common::hist::{Histograms, Reader, Unit};
 use common::load::{Loader, hook};
@@ -46,6 +47,8 @@ pub struct Args {
     #[arg(short, long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
     #[command(flatten)]
+    histogram: cli::Histogram,
+    #[command(flatten)]
     output: Output,
     #[command(flatten)]
     tool: Tool,
@@ -78,6 +81,19 @@ impl Report for View<'_> {
     }
 }
 
+/// What histograms are told apart by.
+const KEYS: &[Field] = &[
+    Field::new("pid", Kind::Count, "process, with -P"),
+    Field::new("tid", Kind::Count, "thread, with -L"),
+    Field::new("pidns", Kind::Count, "inode number of the PID namespace, with --pidnss"),
+    Field::new("name", Kind::Text, "name of the process or thread").or_null(),
+];
+
+/// The objects that it writes as JSON.
+pub fn records() -> Vec<Record> {
+    schema::histograms(KEYS)
+}
+
 /// Run the tool.
 ///
 /// # Errors
@@ -103,10 +119,10 @@ pub fn run(args: Args) -> Result<()> {
     let loaded = loader.load(open, &hooks, &target)?;
 
     let mut view = View {
-        out: Out::new(args.output.format()),
+        out: Out::new(args.output),
         skel: &loaded.skel,
-        reader: Reader::new(unit, key.is_some()),
-        histograms: Histograms::new(key, args.timestamp),
+        reader: Reader::new(unit, key.is_some()).cumulative(args.histogram.cumulative),
+        histograms: Histograms::new(key, &args.histogram, args.timestamp),
     };
     loaded.run(&Run::from(&args.interval), &mut view)
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context, Result, bail};
 use bpf::tcplife::{TcplifeSkel, TcplifeSkelBuilder, types::tcplife_event};
 use clap::Parser;
+use common::schema::{self, Kind, Record};
 use common::cli::{self, Format, Output, Tool};
 use common::load::{Loader, hook};
 use common::out::{self, Cell, Column, Out, Rows};
@@ -31,8 +32,8 @@ pub struct Args {
     #[arg(short, long)]
     wide: bool,
     /// Show the time of day at which the session ended
-    #[arg(short = 'T', long)]
-    time: bool,
+    #[arg(short = 'T')]
+    time_of_day: bool,
     /// Show the seconds since the tool began
     #[arg(short, long)]
     timestamp: bool,
@@ -52,23 +53,23 @@ pub struct Args {
 }
 
 const COLUMNS: &[Column] = &[
-    Column::left("time_unix_ns", "TIME", 8, "when the session ended"),
-    Column::left("since_start_ns", "TIME(s)", 9, "the same, since the tool began"),
-    Column::left("pid", "PID", 7, "process that the session belonged to"),
-    Column::left("comm", "COMM", 16, "its name"),
-    Column::left("uid", "UID", 7, "its user"),
-    Column::left("ip_version", "IP", 2, "4 or 6"),
+    Column::left("time_unix_ns", "TIME", 8, "when the session ended").of(Kind::Count),
+    Column::left("since_start_ns", "TIME(s)", 9, "the same, since the tool began").of(Kind::Count),
+    Column::left("pid", "PID", 7, "process that the session belonged to").of(Kind::Count).or_null(),
+    Column::left("comm", "COMM", 16, "its name").or_null(),
+    Column::left("uid", "UID", 7, "its user").of(Kind::Count).or_null(),
+    Column::left("ip_version", "IP", 2, "4 or 6").of(Kind::Count),
     Column::left("local_address", "LADDR", 15, "own address"),
-    Column::left("local_port", "LPORT", 5, "own port"),
+    Column::left("local_port", "LPORT", 5, "own port").of(Kind::Count),
     Column::left("remote_address", "RADDR", 15, "address of the peer"),
-    Column::left("remote_port", "RPORT", 5, "port of the peer"),
-    Column::left("sent_kib", "TX_KB", 6, "KiB sent, without retransmissions"),
-    Column::left("received_kib", "RX_KB", 6, "KiB received"),
-    Column::left("duration_ms", "MS", 0, "ms from established (or the attempt) to the end; > where it began before the tool"),
+    Column::left("remote_port", "RPORT", 5, "port of the peer").of(Kind::Count),
+    Column::left("sent_kib", "TX_KB", 6, "KiB sent, without retransmissions").of(Kind::Real),
+    Column::left("received_kib", "RX_KB", 6, "KiB received").of(Kind::Real),
+    Column::left("duration_ms", "MS", 0, "ms from established (or the attempt) to the end; > where it began before the tool").of(Kind::Real),
     Column::right("sent_bytes", "TX", 0, "bytes sent, without retransmissions"),
     Column::right("received_bytes", "RX", 0, "bytes received"),
-    Column::right("established", "ESTABLISHED", 0, "the connection was established, not refused or timed out"),
-    Column::left("started_before", "BEFORE", 0, "the session was open when the tool began"),
+    Column::right("established", "ESTABLISHED", 0, "the connection was established, not refused or timed out").of(Kind::Bool),
+    Column::left("started_before", "BEFORE", 0, "the session was open when the tool began").of(Kind::Bool),
 ];
 /// PORTS_MAX of tcplife.bpf.c.
 const PORTS_MAX: usize = 16;
@@ -120,7 +121,7 @@ impl Report for View<'_> {
         self.rows.row(
             &mut self.out,
             &[
-                Cell::Shown(time::time_of_day(end_unix_ns), end_unix_ns as i64),
+                Cell::Time(end_unix_ns),
                 Cell::Shown(format!("{:.3}", since_start_ns as f64 / 1e9), since_start_ns as i64),
                 if known { Cell::Uint(event.pid.into()) } else { Cell::Unknown },
                 if known { Cell::Text(Text::from_c(&event.comm)) } else { Cell::Unknown },
@@ -162,6 +163,11 @@ fn set_ports(knob: &mut [u16; PORTS_MAX], ports: &[u16]) -> Result<()> {
     Ok(())
 }
 
+/// The objects that it writes as JSON.
+pub fn records() -> Vec<Record> {
+    schema::events(COLUMNS)
+}
+
 /// Run the tool.
 ///
 /// # Errors
@@ -182,7 +188,7 @@ pub fn run(args: Args) -> Result<()> {
     let loaded = loader.load(open, &[hook("tcplife_state"), hook("tcplife_destroy")], &target)?;
 
     let shown = |key: &str| match key {
-        "time_unix_ns" => args.time,
+        "time_unix_ns" => args.time_of_day,
         "since_start_ns" => args.timestamp,
         "ip_version" => args.wide,
         "uid" | "sent_bytes" | "received_bytes" | "established" | "started_before" => false,
@@ -193,9 +199,8 @@ pub fn run(args: Args) -> Result<()> {
         // INET6_ADDRSTRLEN of include/linux/inet.h, without mapped addresses, which are shown as IPv4.
         column.width = 39;
     }
-    let format = if args.csv { Format::Csv } else { args.output.format() };
     let mut view = View {
-        out: Out::new(format),
+        out: Out::new(args.output.or(Format::Csv, args.csv)),
         rows: Rows::new(&columns, shown),
         clock: WallClock::default(),
         began_ns: time::monotonic_ns(),

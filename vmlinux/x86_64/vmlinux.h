@@ -23,6 +23,7 @@ struct bio_list;
 struct bio_set;
 struct bio_vec;
 struct blk_flush_queue;
+struct blk_holder_ops;
 struct blk_independent_access_ranges;
 struct blk_mq_ctx;
 struct blk_mq_hw_ctx;
@@ -92,6 +93,7 @@ struct device_physical_location;
 struct device_private;
 struct device_type;
 struct disk_events;
+struct disk_stats;
 struct dma_map_ops;
 struct dst_entry;
 struct elevator_queue;
@@ -214,6 +216,7 @@ struct old_timespec32;
 struct orc_entry;
 struct page;
 struct page_pool;
+struct partition_meta_info;
 struct pci_slot;
 struct percpu_ref;
 struct percpu_ref_data;
@@ -3752,6 +3755,32 @@ struct seccomp_filter {
 	wait_queue_head_t wqh;
 };
 
+struct block_device {
+	sector_t bd_start_sect;
+	sector_t bd_nr_sectors;
+	struct gendisk *bd_disk;
+	struct request_queue *bd_queue;
+	struct disk_stats *bd_stats;
+	long unsigned int bd_stamp;
+	atomic_t __bd_flags;
+	dev_t bd_dev;
+	struct address_space *bd_mapping;
+	atomic_t bd_openers;
+	spinlock_t bd_size_lock;
+	void *bd_claiming;
+	void *bd_holder;
+	const struct blk_holder_ops *bd_holder_ops;
+	struct mutex bd_holder_lock;
+	int bd_holders;
+	struct kobject *bd_holder_dir;
+	atomic_t bd_fsfreeze_count;
+	struct mutex bd_fsfreeze_mutex;
+	struct partition_meta_info *bd_meta_info;
+	int bd_writers;
+	void *bd_security;
+	struct device bd_device;
+};
+
 typedef __u32 req_flags_t;
 
 enum mq_rq_state {
@@ -5490,6 +5519,31 @@ struct port {
 	bool guest_connected;
 };
 
+enum req_flag_bits {
+	__REQ_FAILFAST_DEV = 8,
+	__REQ_FAILFAST_TRANSPORT = 9,
+	__REQ_FAILFAST_DRIVER = 10,
+	__REQ_SYNC = 11,
+	__REQ_META = 12,
+	__REQ_PRIO = 13,
+	__REQ_NOMERGE = 14,
+	__REQ_IDLE = 15,
+	__REQ_INTEGRITY = 16,
+	__REQ_FUA = 17,
+	__REQ_PREFLUSH = 18,
+	__REQ_RAHEAD = 19,
+	__REQ_BACKGROUND = 20,
+	__REQ_NOWAIT = 21,
+	__REQ_POLLED = 22,
+	__REQ_ALLOC_CACHE = 23,
+	__REQ_SWAP = 24,
+	__REQ_DRV = 25,
+	__REQ_FS_PRIVATE = 26,
+	__REQ_ATOMIC = 27,
+	__REQ_NOUNMAP = 28,
+	__REQ_NR_BITS = 29,
+};
+
 struct rt_prio_array {
 	long unsigned int bitmap[2];
 	struct list_head queue[100];
@@ -5670,26 +5724,6 @@ struct rq {
 	struct list_head cfsb_csd_list;
 	atomic_t nr_iowait;
 	long: 64;
-};
-
-enum rqf_flags {
-	__RQF_STARTED = 0,
-	__RQF_FLUSH_SEQ = 1,
-	__RQF_MIXED_MERGE = 2,
-	__RQF_DONTPREP = 3,
-	__RQF_SCHED_TAGS = 4,
-	__RQF_USE_SCHED = 5,
-	__RQF_FAILED = 6,
-	__RQF_QUIET = 7,
-	__RQF_IO_STAT = 8,
-	__RQF_PM = 9,
-	__RQF_HASHED = 10,
-	__RQF_STATS = 11,
-	__RQF_SPECIAL_PAYLOAD = 12,
-	__RQF_ZONE_WRITE_PLUGGING = 13,
-	__RQF_TIMED_OUT = 14,
-	__RQF_RESV = 15,
-	__RQF_BITS = 16,
 };
 
 struct slot {

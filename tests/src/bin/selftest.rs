@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bpf::selftest::{SelftestSkelBuilder, types::selftest_event};
-use common::cli::{Format, Tool};
+use common::cli::{Format, Output, Tool};
 use common::hist::{Reader, Unit};
 use common::load::{Loader, hook};
 use common::lost::Lost;
@@ -97,7 +97,8 @@ fn stream(rate: u64, seconds: u64, tool: &Tool) -> Result<()> {
         drop(gate);
         result
     });
-    let mut arrivals = Arrivals { out: Out::new(Format::Csv), count: 0, in_order: true, hold: Some(hold) };
+    let mut arrivals =
+        Arrivals { out: Out::new(Output::default().or(Format::Csv, true)), count: 0, in_order: true, hold: Some(hold) };
     loaded.run_with(&Run::default(), &mut arrivals, Some(done.as_fd()), |_| Ok(Vec::new()))?;
     let Ok(produced) = producer.join() else { bail!("the producer died") };
     let (sent, elapsed) = produced?;
@@ -142,7 +143,7 @@ fn hist(keyed: bool, tool: &Tool) -> Result<()> {
     println!(
         "{}",
         json!({
-            "id": id, "measured": histogram.to_json(),
+            "id": id, "measured": histogram.to_json(&[50.0, 90.0, 99.0, 99.9]),
             "exact": {
                 "count": values.len(), "sum_ns": values.iter().sum::<u64>(), "max_ns": values.last(),
                 "p50_ns": exact(50.0), "p90_ns": exact(90.0), "p99_ns": exact(99.0), "p99_9_ns": exact(99.9),

@@ -1,0 +1,212 @@
+//! What all tools write: held against what docs/json.md says, and against a process that tries to break it.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use common::app::Entry;
+use common::schema::{self, Field, Kind, Record};
+use serde_json::{Map, Value};
+use tests::disk::Disk;
+use tests::{Finished, Guard, Outcome, Stop, Tool, check, check_eq, live_tests, workload};
+use tools::TOOLS;
+
+live_tests! {
+    no_format_of_any_tool_can_be_broken,
+    times_are_shown_as_asked,
+    percentiles_are_those_asked_for,
+    cumulative_summaries_only_grow,
+}
+
+/// A name that would start a line, end a field, colour the terminal and turn the text around.
+const NAME: &[u8] = b"x\n,\"\x1b[7m;\xe2\x80\xae";
+
+/// What to ask a tool for so that it shows what the process does.
+fn arguments(tool: &str, pid: u32) -> String {
+    match tool {
+        "memleak" => format!("-p {pid} -o 0 1"),
+        "biolatency" => "-D -F".into(),
+        "biotop" => "-C 1".into(),
+        "runqlat" => "-P".into(),
+        "execsnoop" => "-x".into(),
+        _ => String::new(),
+    }
+}
+
+/// Run a tool in each format while the process does its worst: text, CSV, JSON.
+fn under_attack(tool: &str) -> Outcome<[Finished; 3]> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join(OsStr::from_bytes(NAME));
+    File::create(&path)?;
+    let disk = Disk::make().ok();
+    let device = disk.as_ref().map(Disk::node).unwrap_or_default();
+    let mut command = Command::new(workload("hostile"));
+    let process = Guard(command.arg(OsStr::from_bytes(NAME)).arg(&path).arg(device).arg("60").spawn()?);
+    let args = arguments(tool, process.pid());
+    let start = |format| Tool::new(tool).args(&format!("--format {format} {args}")).start();
+    let running = [start("text")?, start("csv")?, start("json")?];
+    std::thread::sleep(Duration::from_millis(1500));
+    let finished = running.map(|tool| tool.stop()?.succeeded());
+    let [text, csv, json] = finished;
+    Ok([text?, csv?, json?])
+}
+
+/// Whether a value is of a kind; otherwise what is wrong, with the path to it.
+fn fits(value: &Value, kind: Kind, path: &str) -> Result<(), String> {
+    let holds = match kind {
+        Kind::Count => value.is_u64(),
+        Kind::Int => value.is_i64(),
+        Kind::Real => value.is_number(),
+        Kind::Text => value.is_string(),
+        Kind::Texts => value.as_array().is_some_and(|all| all.iter().all(Value::is_string)),
+        Kind::Bool => value.is_boolean(),
+        Kind::Object(fields) => {
+            return value.as_object().ok_or(format!("{path} is {value}")).and_then(|object| has(object, fields, path));
+        }
+        Kind::Objects(fields) => {
+            for element in value.as_array().ok_or(format!("{path} is {value}"))? {
+                fits(element, Kind::Object(fields), &format!("{path}[]"))?;
+            }
+            true
+        }
+    };
+    if holds { Ok(()) } else { Err(format!("{path} is {value}, not {kind:?}")) }
+}
+
+/// Whether an object has these fields and no others.
+fn has(object: &Map<String, Value>, fields: &[Field], path: &str) -> Result<(), String> {
+    let is = |field: &Field, key: &str| {
+        let percentile = || {
+            key.strip_prefix('p')
+                .and_then(|key| key.strip_suffix("_ns"))
+                .is_some_and(|n| n.starts_with(|c: char| c.is_ascii_digit()))
+        };
+        field.key == key || field.key == "pN_ns" && percentile()
+    };
+    for (key, value) in object.iter().filter(|(key, _)| !path.is_empty() || *key != "schema") {
+        let field = fields.iter().find(|field| is(field, key)).ok_or(format!("{path}.{key} is not described"))?;
+        if !(field.nullable && value.is_null()) {
+            fits(value, field.kind, &format!("{path}.{key}"))?;
+        }
+    }
+    match fields.iter().find(|field| !field.optional && !object.contains_key(field.key)) {
+        Some(missing) => Err(format!("{path}.{} is not there", missing.key)),
+        None => Ok(()),
+    }
+}
+
+/// Every line is one of the records, and each record of the tool that was asked for occurs.
+fn conforms(entry: &Entry, finished: &Finished) -> Outcome {
+    let mut records: Vec<Record> = (entry.records)();
+    records.push(schema::closing());
+    let mut seen = BTreeSet::new();
+    for line in finished.stdout.lines() {
+        let value: Value = serde_json::from_str(line).map_err(|error| format!("{error}: {line}"))?;
+        let object = value.as_object().ok_or("not an object")?;
+        check_eq!(object["schema"], format!("{}/1", entry.name));
+        check!(line.starts_with("{\"schema\":"), "{line}");
+        let wrong: Vec<String> = records.iter().filter_map(|record| has(object, &record.fields, "").err()).collect();
+        match records.iter().position(|record| has(object, &record.fields, "").is_ok()) {
+            Some(index) => seen.insert(index),
+            None => return Err(format!("{}: {line} is none of its records: {}", entry.name, wrong.join("; ")).into()),
+        };
+    }
+    check!(seen.contains(&0), "{} wrote none of its first record: {}", entry.name, finished.stdout);
+    check!(seen.contains(&(records.len() - 1)), "{} wrote no closing record", entry.name);
+    Ok(())
+}
+
+/// Whether text has nothing in it that a terminal would act on, or a person misread.
+fn harmless(text: &str) -> bool {
+    !text.chars().any(|c| c.is_control() && c != '\n' && c != '\t' || ('\u{202a}'..='\u{202e}').contains(&c))
+}
+
+/// The tools that show the names of processes or of files.
+fn shows_names(tool: &str) -> bool {
+    !matches!(tool, "biolatency" | "memleak")
+}
+
+fn needs_disk(tool: &str) -> bool {
+    tool.starts_with("bio")
+}
+
+/// The fields of one line of CSV.
+fn csv_fields(line: &str) -> usize {
+    let quoted = line.split('"').skip(1).step_by(2).collect::<Vec<_>>();
+    line.matches(',').count() - quoted.iter().map(|part| part.matches(',').count()).sum::<usize>() + 1
+}
+
+fn no_format_can_be_broken(entry: &Entry) -> Outcome {
+    let tool = entry.name;
+    let [text, csv, json] = under_attack(tool)?;
+    for finished in [&text, &csv, &json] {
+        check!(harmless(&finished.stdout), "{tool}: {:?}", finished.stdout);
+    }
+    conforms(entry, &json)?;
+    check!(!shows_names(tool) || json.stdout.contains("x\\\\n,\\\""), "{tool} does not show it: {}", json.stdout);
+    check!(!shows_names(tool) || text.stdout.contains("x\\n,"), "{tool} does not show it: {}", text.stdout);
+    let columns = csv.stdout.lines().next().map_or(0, csv_fields);
+    for line in csv.stdout.lines() {
+        check_eq!(csv_fields(line), columns, "{tool}: {line}");
+    }
+    Ok(())
+}
+
+fn no_format_of_any_tool_can_be_broken() -> Outcome {
+    let has_disk = Disk::make().is_ok();
+    TOOLS.iter().filter(|entry| has_disk || !needs_disk(entry.name)).try_for_each(no_format_can_be_broken)
+}
+
+fn times_are_shown_as_asked() -> Outcome {
+    let file = Path::new("/etc/hostname");
+    for (format, is_one) in [
+        ("local", (|text| text.len() == 8 && text.matches(':').count() == 2) as fn(&str) -> bool),
+        ("rfc3339", |text| text.len() == 32 && text.as_bytes()[10] == b'T'),
+        ("unix", |text| text.len() == 17 && text.parse::<f64>().is_ok()),
+        ("mono", |text| text.parse::<f64>().is_ok_and(|seconds| seconds < 1e9)),
+    ] {
+        let tool = Tool::new("opensnoop").args(&format!("--time {format} -p {}", std::process::id())).start()?;
+        File::open(file).ok();
+        File::open("/etc/passwd")?;
+        let finished = tool.stop()?.clean()?;
+        check!(finished.stdout.starts_with("TIME "), "{}", finished.stdout);
+        let row = finished.stdout.lines().find(|line| line.ends_with("/etc/passwd")).ok_or("no row")?;
+        let time = row.split_whitespace().next().unwrap_or_default();
+        check!(is_one(time), "{format}: {time}");
+        let summary = Tool::new("runqlat").args(&format!("--time {format} 0.2 1")).run()?.clean()?;
+        check!(summary.stdout.lines().any(is_one), "{format}: {}", summary.stdout);
+    }
+    Ok(())
+}
+
+fn percentiles_are_those_asked_for() -> Outcome {
+    let text = Tool::new("runqlat").args("--percentiles 25,99.99 0.3 1").run()?.clean()?;
+    check!(text.stdout.contains(", p25 ") && text.stdout.contains(", p99.99 "), "{}", text.stdout);
+    check!(!text.stdout.contains("p50"), "{}", text.stdout);
+    let json = Tool::new("runqlat").args("--json --percentiles 25,99.99 0.3 1").run()?.clean()?.records()?;
+    let histogram = &json[0]["histograms"][0];
+    check!(histogram["p25_ns"].is_u64() && histogram["p99_99_ns"].is_u64(), "{histogram}");
+    check!(histogram["p25_ns"].as_u64() <= histogram["p99_99_ns"].as_u64(), "{histogram}");
+    for bad in ["0", "101", "x", ""] {
+        let finished = Tool::new("runqlat").args("--percentiles").arg(bad).run()?;
+        check_eq!(finished.status.code(), Some(2), "{bad}");
+    }
+    Ok(())
+}
+
+fn cumulative_summaries_only_grow() -> Outcome {
+    let counts = |args: &str| -> Outcome<Vec<u64>> {
+        let records = Tool::new("runqlat").args(&format!("--json {args} 0.3 4")).run()?.clean()?.records()?;
+        Ok(records.iter().map(|record| record["histograms"][0]["count"].as_u64().unwrap_or(0)).collect())
+    };
+    let all = counts("--cumulative")?;
+    if all.len() != 4 {
+        return Err(Stop::Fail(format!("{} summaries of 4", all.len())));
+    }
+    check!(all.is_sorted() && all[3] > all[0], "{all:?}");
+    Ok(())
+}
