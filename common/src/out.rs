@@ -195,11 +195,6 @@ impl Out {
         Self { format, time: output.time, screen, pending: Vec::with_capacity(8 << 10), muted: false }
     }
 
-    /// Print nothing: standard output is for something else.
-    pub fn mute(&mut self) {
-        self.muted = true;
-    }
-
     /// The time of what follows, for people: what every summary begins with where times are asked for.
     pub fn time(&self, unix_ns: u64) -> String {
         self.time.unwrap_or_default().format(unix_ns)
@@ -208,6 +203,11 @@ impl Out {
     /// Whether times were asked for by their format.
     pub fn wants_time(&self) -> bool {
         self.time.is_some()
+    }
+
+    /// Print nothing: standard output is for something else.
+    pub fn mute(&mut self) {
+        self.muted = true;
     }
 
     /// The format in use.

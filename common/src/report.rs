@@ -79,10 +79,10 @@ impl StackReport {
     ///
     /// # Errors
     /// When a file that is asked for cannot be written.
-    pub fn new(output: Output, exports: &ExportArgs, delimited: bool, style: Style, shape: Shape) -> Result<Self> {
+    pub fn new(output: &Output, exports: &ExportArgs, delimited: bool, style: Style, shape: Shape) -> Result<Self> {
         exports.check()?;
         Ok(Self {
-            output,
+            output: *output,
             folded: exports.folded,
             delimited,
             style,

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::load::Knobs;
 use crate::proc;
-use crate::schema::{Field, Kind};
+use crate::schema::{self, Field};
 use crate::symbol::{Module, Space, Symbol, Symbols};
 use crate::text::Text;
 
@@ -139,11 +139,11 @@ impl Frame {
 
 /// The fields of a frame in JSON.
 pub const FRAME_FIELDS: &[Field] = &[
-    Field::new("address", Kind::Text, "where it is, hexadecimal"),
-    Field::new("symbol", Kind::Text, "the function").or_null(),
-    Field::new("offset_bytes", Kind::Count, "how far into the function").or_null(),
-    Field::new("module", Kind::Text, "path of the file that it is in").or_null(),
-    Field::new("module_offset_bytes", Kind::Count, "how far into the file: what addr2line takes").or_null(),
+    Field::new("address", schema::Kind::Text, "where it is, hexadecimal"),
+    Field::new("symbol", schema::Kind::Text, "the function").or_null(),
+    Field::new("offset_bytes", schema::Kind::Count, "how far into the function").or_null(),
+    Field::new("module", schema::Kind::Text, "path of the file that it is in").or_null(),
+    Field::new("module_offset_bytes", schema::Kind::Count, "how far into the file: what addr2line takes").or_null(),
 ];
 
 /// A stack as a report shows it, innermost frame first.
@@ -164,7 +164,7 @@ impl Stack {
 
 /// What a step of a path is.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum StepKind {
+pub enum Kind {
     /// The task.
     Task,
     /// A frame of its program.
@@ -181,7 +181,7 @@ pub struct Step<'a> {
     /// Safe to print.
     pub label: String,
     /// What it is.
-    pub kind: StepKind,
+    pub kind: Kind,
     /// Its frame, if it is one.
     pub frame: Option<&'a Frame>,
     /// Whether that is the innermost of its stack, whose address is that of the instruction itself.
@@ -220,7 +220,7 @@ impl Stacked {
 
     /// The frames outermost first, with `-` between the two stacks where they are `delimited`.
     pub fn path(&self, style: Style, delimited: bool) -> Vec<Step<'_>> {
-        let stacks = [(&self.user, StepKind::User, MISSED_USER), (&self.kernel, StepKind::Kernel, MISSED_KERNEL)];
+        let stacks = [(&self.user, Kind::User, MISSED_USER), (&self.kernel, Kind::Kernel, MISSED_KERNEL)];
         let mut path = Vec::new();
         for (stack, kind, missed) in stacks {
             let Some(stack) = stack else {
@@ -228,7 +228,7 @@ impl Stacked {
             };
             let step = |label: &str, kind| Step { label: label.to_owned(), kind, frame: None, innermost: false };
             if delimited && !path.is_empty() && (stack.lost || !stack.frames.is_empty()) {
-                path.push(step("-", StepKind::Mark));
+                path.push(step("-", Kind::Mark));
             }
             if stack.lost {
                 path.push(step(missed, kind));

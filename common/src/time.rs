@@ -115,8 +115,9 @@ fn time_of_day(unix_ns: u64) -> String {
 
 /// The local date and time `YYYY-MM-DD HH:MM:SS` of `unix_ns` nanoseconds since 1970.
 pub fn date_and_time(unix_ns: u64) -> String {
-    let full = TimeFormat::Rfc3339.format(unix_ns);
-    full[..19].replace('T', " ")
+    let tm = local(unix_ns);
+    let (year, month) = (tm.tm_year + 1900, tm.tm_mon + 1);
+    format!("{year:04}-{month:02}-{:02} {:02}:{:02}:{:02}", tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec)
 }
 
 /// Nanoseconds since 1970 now.

@@ -12,13 +12,13 @@ use crate::{TOOLS, doctor, install};
 
 /// What the binary can do besides being a tool.
 pub const OWN: &[Entry] = &[
-    entry!(flamediff),
     Entry {
         name: "doctor",
         command: <doctor::Args as CommandFactory>::command,
         records: Vec::new,
         run: |matches| doctor::run(doctor::Args::from_arg_matches(matches)?),
     },
+    entry!(flamediff),
     Entry {
         name: "install",
         command: <install::Args as CommandFactory>::command,

@@ -13,8 +13,8 @@ use common::export::tree::Tree;
 use common::export::{Unit, check_file, grouped, write_file};
 use common::fault::usage;
 use common::out::{self, Cell, Column, Out, Rows};
-use common::schema::{Field, Kind, Record};
-use common::stack::StepKind;
+use common::schema::Record;
+use common::stack::Kind;
 use common::text::Text;
 use serde_json::{Value, json};
 
@@ -142,7 +142,7 @@ fn draw(args: &Args, sides: [&Folded; 2], totals: [u64; 2]) -> String {
     let mut tree = Tree::new("all");
     for (side, stacks) in sides.into_iter().enumerate() {
         for (frames, count) in stacks {
-            tree.add(frames.iter().map(|frame| (frame.as_str(), StepKind::User)), side, *count);
+            tree.add(frames.iter().map(|frame| (frame.as_str(), Kind::User)), side, *count);
         }
     }
     let name = |file: &Path| Text::new(file.as_os_str().as_encoded_bytes()).to_string();
@@ -164,27 +164,9 @@ fn draw(args: &Args, sides: [&Folded; 2], totals: [u64; 2]) -> String {
     )
 }
 
-const SIDE: &[Field] =
-    &[Field::new("stacks", Kind::Count, "its lines"), Field::new("total", Kind::Count, "the sum of its counts")];
-const MOVER: &[Field] = &[
-    Field::new("own_delta", Kind::Real, "after less before, in the function itself"),
-    Field::new("own_before", Kind::Real, "in the function itself, before"),
-    Field::new("own_after", Kind::Real, "in the function itself, after"),
-    Field::new("total_delta", Kind::Real, "after less before, in the function and all it called"),
-    Field::new("total_before", Kind::Real, "in the function and all it called, before"),
-    Field::new("total_after", Kind::Real, "in the function and all it called, after"),
-    Field::new("function", Kind::Text, "its name"),
-];
-
-/// The object that it writes as JSON.
+/// Its JSON is one object, described on its page.
 pub fn records() -> Vec<Record> {
-    let fields = vec![
-        Field::new("before", Kind::Object(SIDE), "the first file"),
-        Field::new("after", Kind::Object(SIDE), "the second"),
-        Field::new("unit", Kind::Text, "of the figures: count or percent"),
-        Field::new("movers", Kind::Objects(MOVER), "the functions that changed most, the most changed first"),
-    ];
-    vec![Record { what: "in all", fields }]
+    Vec::new()
 }
 
 /// Run the tool.

@@ -59,10 +59,11 @@ registry! {
 #[cfg(test)]
 mod tests {
     use super::TOOLS;
+    use super::corescope::OWN;
 
     #[test]
     fn every_command_line_is_sound() {
-        for tool in TOOLS {
+        for tool in TOOLS.iter().chain(OWN) {
             (tool.command)().debug_assert();
             assert_eq!((tool.command)().get_name(), tool.name);
         }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use bpf::memleak::types::{memleak_alloc, memleak_call, memleak_event, memleak_key, memleak_op, memleak_total};
 use bpf::memleak::{MemleakSkel, MemleakSkelBuilder};
 use clap::{ArgGroup, Parser, ValueEnum};
+use common::schema::{self, Field, Kind, Record};
 use common::child::Child;
 use common::cli::{self, Format, Interval, Output, Tool};
 use common::elf::Function;
@@ -23,7 +24,6 @@ use common::load::{Hook, Loader, Way, hook, optional_hook, way};
 use common::out::{Cell, Column, Out, Rows, warn};
 use common::progress::Tally;
 use common::report::StackReport;
-use common::schema::{self, Field, Kind, Record};
 use common::session::{Report, Run, decode};
 use common::stack::{Stack, StackArgs, Stacked, Stacks, Style};
 use common::target::Target;
@@ -695,7 +695,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     let loaded = loader.load(open, &hooks, &target)?;
 
-    let report = StackReport::new(args.output, &args.exports, false, Style::default(), shape(&args))?;
+    let report = StackReport::new(&args.output, &args.exports, false, Style::default(), shape(&args))?;
     let owner = process.as_ref().and_then(|process| proc::comm(process.pid));
     let mut view = View {
         out: report.out(),

@@ -466,7 +466,7 @@ pub fn run(args: Args) -> Result<()> {
     let in_storage = loader.has_task_storage() && loaded.uses("offcputime_return__tp_btf");
 
     let style = Style { offsets: args.offset, ..Style::default() };
-    let report = StackReport::new(args.output, &args.exports, args.report.delimited, style, shape(&args))?;
+    let report = StackReport::new(&args.output, &args.exports, args.report.delimited, style, shape(&args))?;
     let mut view = View {
         out: report.out(),
         skel: &loaded.skel,

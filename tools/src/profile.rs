@@ -16,8 +16,8 @@ use common::load::{Loader, hook};
 use common::out::{self, Cell, Column, Out};
 use common::progress::Tally;
 use common::report::{ReportArgs, StackReport, whom};
-use common::schema::{self, Field, Kind, Record};
 use common::sample::{Clock, Rate, Sampler, Throttling};
+use common::schema::{self, Field, Kind, Record};
 use common::session::{Report, Run};
 use common::stack::{StackArgs, Stacks, Style};
 use common::table;
@@ -254,7 +254,6 @@ const FIELDS: &[Field] = &[
     Field::new("samples_taken", Kind::Count, "samples of all tasks, those that the options leave out too"),
     Field::new("throttled", Kind::Count, "how often the kernel stopped sampling for a while").or_null(),
 ];
-
 /// The objects that it writes as JSON.
 pub fn records() -> Vec<Record> {
     schema::stack_report(FIELDS, COLUMNS)
@@ -295,7 +294,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let style = Style { offsets: false, addresses: args.address, annotate: args.annotations };
     let report =
-        StackReport::new(args.output, &args.exports, args.report.delimited, style, shape(&args, clock))?;
+        StackReport::new(&args.output, &args.exports, args.report.delimited, style, shape(&args, clock))?;
     let mut view = View {
         out: report.out(),
         skel: &loaded.skel,

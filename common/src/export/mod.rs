@@ -17,7 +17,7 @@ use nix::unistd::AccessFlags;
 
 use crate::fault::usage;
 use crate::out::{Cell, Column};
-use crate::stack::{Stacked, Stacks, Step, StepKind, Style};
+use crate::stack::{Kind, Stacked, Stacks, Step, Style};
 use crate::text::Text;
 use crate::time;
 
@@ -275,10 +275,10 @@ impl Entry {
 
     /// All frames of a picture, outermost first: the task, its stacks, its marks.
     pub fn path(&self, style: Style, delimited: bool) -> Vec<Step<'_>> {
-        let step = |label: &str, kind: StepKind| Step { label: label.to_owned(), kind, frame: None, innermost: false };
-        let mut path: Vec<Step<'_>> = self.roots.iter().map(|root| step(root, StepKind::Task)).collect();
+        let step = |label: &str, kind: Kind| Step { label: label.to_owned(), kind, frame: None, innermost: false };
+        let mut path: Vec<Step<'_>> = self.roots.iter().map(|root| step(root, Kind::Task)).collect();
         path.extend(self.stacked.path(style, delimited));
-        path.extend(self.marks().map(|mark| step(mark, StepKind::Mark)));
+        path.extend(self.marks().map(|mark| step(mark, Kind::Mark)));
         path
     }
 

@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use super::Unit;
 use super::tree::{Node, Place, Tree};
-use crate::stack::StepKind;
+use crate::stack::Kind;
 
 const SCRIPT: &str = include_str!("flame.js");
 const STYLE: &str = include_str!("flame.css");
@@ -200,10 +200,10 @@ pub fn draw(tree: &Tree, picture: &Picture<'_>) -> String {
         let width = if index == 0 { WIDTH - 2.0 * MARGIN } else { place.width as f64 * scale };
         let class = match node.kind {
             _ if index == 0 => "r".to_owned(),
-            StepKind::Task => "t".to_owned(),
-            StepKind::Mark => "m".to_owned(),
-            StepKind::User => format!("u{}", shade(name)),
-            StepKind::Kernel => format!("k{}", shade(name)),
+            Kind::Task => "t".to_owned(),
+            Kind::Mark => "m".to_owned(),
+            Kind::User => format!("u{}", shade(name)),
+            Kind::Kernel => format!("k{}", shade(name)),
         };
         let fill = match is_difference && index > 0 {
             true => format!(" style=\"fill:{}\"", growth_colour(growth(node, &nodes[0]), most)),
@@ -305,9 +305,9 @@ mod tests {
     #[test]
     fn widths_are_shares() {
         let mut tree = Tree::new("all");
-        tree.add([("a", StepKind::User), ("b", StepKind::Kernel)].into_iter(), 0, 30);
-        tree.add([("a", StepKind::User)].into_iter(), 0, 10);
-        tree.add([("tiny", StepKind::User)].into_iter(), 0, 0);
+        tree.add([("a", Kind::User), ("b", Kind::Kernel)].into_iter(), 0, 30);
+        tree.add([("a", Kind::User)].into_iter(), 0, 10);
+        tree.add([("tiny", Kind::User)].into_iter(), 0, 0);
         let svg = draw(&tree, &picture("x", &["line".into()], Palette::Warm));
         let frames: Vec<(String, f64)> = tags(&svg)
             .windows(3)
@@ -325,7 +325,7 @@ mod tests {
     fn hostile_names_stay_text() {
         let hostile = "</title><script>alert(1)</script>]]>&'\"\u{ffff}";
         let mut tree = Tree::new(hostile);
-        tree.add([(hostile, StepKind::Task)].into_iter(), 0, 1);
+        tree.add([(hostile, Kind::Task)].into_iter(), 0, 1);
         let svg = draw(&tree, &picture(hostile, &[hostile.into()], Palette::Cool));
         assert!(tags(&svg).iter().filter(|(tag, _)| tag.starts_with("script")).count() == 1);
         assert_eq!(svg.matches("]]>").count(), 1);
@@ -352,7 +352,7 @@ mod tests {
     fn what_grew_is_red_and_what_shrank_is_blue() {
         let mut tree = Tree::new("all");
         for (name, side, value) in [("up", 0, 10), ("up", 1, 30), ("down", 0, 30), ("down", 1, 10), ("new", 1, 1)] {
-            tree.add([(name, StepKind::User)].into_iter(), side, value);
+            tree.add([(name, Kind::User)].into_iter(), side, value);
         }
         let find = |name: &str| tree.nodes().iter().find(|node| tree.name(node) == name).unwrap();
         let grown = |name: &str| growth(find(name), &tree.nodes()[0]);

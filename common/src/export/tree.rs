@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::stack::StepKind;
+use crate::stack::Kind;
 
 /// One frame of the picture: all stacks that begin alike up to it.
 #[derive(Clone, Debug)]
@@ -10,7 +10,7 @@ pub struct Node {
     /// Index of its name in [`Tree::names`].
     pub name: usize,
     /// What it is a frame of.
-    pub kind: StepKind,
+    pub kind: Kind,
     /// The frame below it; the root's is itself.
     pub parent: usize,
     /// Distance from the root.
@@ -36,13 +36,13 @@ pub struct Tree {
     names: Vec<String>,
     known: HashMap<String, usize>,
     nodes: Vec<Node>,
-    edges: HashMap<(usize, usize, StepKind), usize>,
+    edges: HashMap<(usize, usize, Kind), usize>,
 }
 
 impl Tree {
     /// A tree without stacks, whose root has this name.
     pub fn new(root: &str) -> Self {
-        let node = Node { name: 0, kind: StepKind::Task, parent: 0, level: 0, total: [0; 2], own: [0; 2] };
+        let node = Node { name: 0, kind: Kind::Task, parent: 0, level: 0, total: [0; 2], own: [0; 2] };
         Self {
             names: vec![root.to_owned()],
             known: HashMap::from([(root.to_owned(), 0)]),
@@ -52,7 +52,7 @@ impl Tree {
     }
 
     /// Add what was counted with one stack, outermost frame first, on one `side`.
-    pub fn add<'a>(&mut self, stack: impl Iterator<Item = (&'a str, StepKind)>, side: usize, value: u64) {
+    pub fn add<'a>(&mut self, stack: impl Iterator<Item = (&'a str, Kind)>, side: usize, value: u64) {
         let mut at = 0;
         let count = |slot: &mut u64| *slot = slot.saturating_add(value);
         count(&mut self.nodes[at].total[side]);
@@ -120,7 +120,7 @@ mod tests {
     fn stacks_that_begin_alike_share_frames() {
         let mut tree = Tree::new("all");
         for (stack, value) in [("a;b;c", 5), ("a;b", 2), ("a;aa", 1), ("z", 4), ("a;b;c", 1)] {
-            tree.add(stack.split(';').map(|name| (name, StepKind::User)), 0, value);
+            tree.add(stack.split(';').map(|name| (name, Kind::User)), 0, value);
         }
         assert_eq!(tree.nodes().len(), 6);
         let places = tree.places(|node| node.own[0]);
@@ -139,8 +139,8 @@ mod tests {
     #[test]
     fn a_frame_of_the_kernel_is_not_one_of_the_user() {
         let mut tree = Tree::new("all");
-        tree.add([("read", StepKind::User), ("read", StepKind::Kernel)].into_iter(), 0, 1);
-        tree.add([("read", StepKind::Kernel)].into_iter(), 1, 1);
+        tree.add([("read", Kind::User), ("read", Kind::Kernel)].into_iter(), 0, 1);
+        tree.add([("read", Kind::Kernel)].into_iter(), 1, 1);
         assert_eq!(tree.nodes().len(), 4);
         assert_eq!(tree.nodes()[0].total, [1, 1]);
     }
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn a_stack_of_any_depth_is_drawn() {
         let mut tree = Tree::new("all");
-        tree.add((0..200_000).map(|_| ("f", StepKind::User)), 0, 3);
+        tree.add((0..200_000).map(|_| ("f", Kind::User)), 0, 3);
         assert_eq!(tree.places(|node| node.own[0])[200_000], Place { start: 0, width: 3 });
     }
 }
