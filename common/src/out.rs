@@ -164,20 +164,21 @@ pub struct Out {
     muted: bool,
 }
 
-fn screen_size() -> Option<libc::winsize> {
+fn screen_size(fd: libc::c_int) -> Option<libc::winsize> {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCGWINSZ fills the struct it is given, or fails.
-    let status = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
+    let status = unsafe { libc::ioctl(fd, libc::TIOCGWINSZ, &raw mut size) };
     (status == 0).then_some(size)
 }
 
 /// How many lines the terminal on stdout has, or `None` where there is none or it does not say.
 pub fn screen_lines() -> Option<usize> {
-    screen_size().filter(|size| size.ws_row > 0).map(|size| size.ws_row.into())
+    screen_size(libc::STDOUT_FILENO).filter(|size| size.ws_row > 0).map(|size| size.ws_row.into())
 }
 
-fn screen_columns() -> Option<usize> {
-    screen_size().filter(|size| size.ws_col > 0).map(|size| size.ws_col.into())
+/// How many columns the terminal on `fd` has, or `None` where there is none or it does not say.
+pub(crate) fn columns_of(fd: libc::c_int) -> Option<usize> {
+    screen_size(fd).filter(|size| size.ws_col > 0).map(|size| size.ws_col.into())
 }
 
 /// The version of what machines read: raised when a field goes, or changes its meaning. docs/json.md describes it.
@@ -190,7 +191,7 @@ impl Out {
     /// Output as the options say.
     pub fn new(output: Output) -> Self {
         let format = output.format();
-        let screen = if format == Format::Text { screen_columns() } else { None };
+        let screen = if format == Format::Text { columns_of(libc::STDOUT_FILENO) } else { None };
         Self { format, time: output.time, screen, pending: Vec::with_capacity(8 << 10), muted: false }
     }
 
@@ -267,7 +268,7 @@ impl Out {
         self.pending.clear();
         // The user may have made the window another.
         if self.screen.is_some() {
-            self.screen = screen_columns();
+            self.screen = columns_of(libc::STDOUT_FILENO);
         }
         Ok(())
     }

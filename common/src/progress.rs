@@ -5,6 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::time::{Duration, Instant};
 
 use crate::lost::Lost;
+use crate::out;
 
 /// How often the line is drawn anew.
 pub const EVERY: Duration = Duration::from_millis(250);
@@ -47,7 +48,7 @@ impl Progress {
     pub fn draw(&mut self, tally: Tally, lost: &Lost) {
         let mut line = tally.line(self.begun.elapsed(), lost);
         // A line that wraps could not be taken back.
-        line.truncate(columns().saturating_sub(1));
+        line.truncate(out::columns_of(libc::STDERR_FILENO).unwrap_or(80).saturating_sub(1));
         self.shown = true;
         write(&format!("\r{line}\x1b[K"));
     }
@@ -70,14 +71,6 @@ impl Drop for Progress {
 fn write(text: &str) {
     let mut stderr = io::stderr().lock();
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
-}
-
-/// How wide the terminal on stderr is.
-fn columns() -> usize {
-    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: TIOCGWINSZ fills the struct it is given, or fails.
-    let status = unsafe { libc::ioctl(libc::STDERR_FILENO, libc::TIOCGWINSZ, &raw mut size) };
-    if status == 0 && size.ws_col > 0 { size.ws_col.into() } else { 80 }
 }
 
 #[cfg(test)]

@@ -115,6 +115,14 @@ pub fn stacks(fields: &[Field], each: &[Field]) -> Vec<Record> {
     vec![Record { what: "for each report", fields: all }]
 }
 
+/// A line for each report of user and kernel stacks, whose other fields are `columns`.
+pub fn stack_report(fields: &[Field], columns: &[Column]) -> Vec<Record> {
+    let mut each = of_columns(columns);
+    each.push(frames("user", "user stack, innermost frame first; null where not asked for or missed"));
+    each.push(frames("kernel", "kernel stack, innermost frame first; null where not asked for or missed"));
+    stacks(fields, &each)
+}
+
 /// The frames of a stack, innermost first.
 pub const fn frames(key: &'static str, doc: &'static str) -> Field {
     Field::new(key, Kind::Objects(stack::FRAME_FIELDS), doc).or_null()

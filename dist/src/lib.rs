@@ -150,7 +150,7 @@ mod tests {
         let command = tools::corescope::command();
         for (shell, _) in completions::SHELLS {
             let script = completions::script(&command, *shell);
-            for name in tools::TOOLS.iter().map(|tool| tool.name).chain(["doctor", "install"]) {
+            for name in tools::TOOLS.iter().map(|tool| tool.name).chain(["doctor", "flamediff", "install"]) {
                 assert!(script.contains(name), "{shell}: {name}");
             }
         }

@@ -17,7 +17,7 @@ use common::out::{Cell, Column, Out};
 use common::proc::{self, Thread};
 use common::progress::Tally;
 use common::report::{ReportArgs, StackReport, whom};
-use common::schema::{self, Field, Kind, Record};
+use common::schema::{self, Kind, Record};
 use common::session::{Report, Run, decode};
 use common::stack::{self, Frame, Stack, StackArgs, Stacks, Style};
 use common::symbol::Symbol;
@@ -81,9 +81,9 @@ const COLUMNS: &[Column] = &[
     Column::right("count", "COUNT", 8, "times that it left the CPU"),
     Column::right("total_ns", "TOTAL(ns)", 12, "time until it was back, in all"),
     Column::right("max_ns", "MAX(ns)", 12, "the longest of these times"),
-    Column::left("involuntary", "INVOLUNTARY", 0, "it could have gone on"),
-    Column::left("blocked_at_start", "AT START", 0, "it was away when tracing began; the time counts from there"),
-    Column::left("still_blocked", "AT END", 0, "it is away still"),
+    Column::left("involuntary", "INVOLUNTARY", 0, "it could have gone on").of(Kind::Bool),
+    Column::left("blocked_at_start", "AT START", 0, "it was away when tracing began; the time counts from there").of(Kind::Bool),
+    Column::left("still_blocked", "AT END", 0, "it is away still").of(Kind::Bool),
 ];
 
 /// A decimal or 0x-prefixed mask of task states.
@@ -428,23 +428,9 @@ const LATE: &[Hook] = &[hook("offcputime_leave"), hook("offcputime_return")];
 const EARLY: &[Hook] = &[hook("offcputime_switch")];
 const EARLY_LACKS: &str = "stacks are walked whenever a thread leaves, not only for the times that pass the filter";
 
-const STACK_FIELDS: &[Field] = &[
-    Field::new("pid", Kind::Count, "process"),
-    Field::new("tid", Kind::Count, "thread"),
-    Field::new("comm", Kind::Text, "name of the thread"),
-    Field::new("count", Kind::Count, "times that it left the CPU"),
-    Field::new("total_ns", Kind::Count, "time until it was back, in all"),
-    Field::new("max_ns", Kind::Count, "the longest of these times"),
-    Field::new("involuntary", Kind::Bool, "it could have gone on: preempted, or it yielded"),
-    Field::new("blocked_at_start", Kind::Bool, "it was away when tracing began; the time counts from there"),
-    Field::new("still_blocked", Kind::Bool, "it was away when tracing ended"),
-    schema::frames("user", "user stack, innermost frame first"),
-    schema::frames("kernel", "kernel stack, innermost frame first"),
-];
-
 /// The objects that it writes as JSON.
 pub fn records() -> Vec<Record> {
-    schema::stacks(&[], STACK_FIELDS)
+    schema::stack_report(&[], COLUMNS)
 }
 
 /// Run the tool.

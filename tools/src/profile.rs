@@ -89,8 +89,8 @@ pub struct Args {
 
 const COLUMNS: &[Column] = &[
     Column::right("pid", "PID", 7, "process"),
-    Column::right("tid", "TID", 7, "thread, with --threads"),
-    Column::right("cpu", "CPU", 4, "CPU, with --cpus"),
+    Column::right("tid", "TID", 7, "thread, with --threads").or_null(),
+    Column::right("cpu", "CPU", 4, "CPU, with --cpus").or_null(),
     Column::left("comm", "COMM", 16, "name of the thread"),
     Column::right("samples", "SAMPLES", 8, "samples with this stack"),
 ];
@@ -254,19 +254,9 @@ const FIELDS: &[Field] = &[
     Field::new("samples_taken", Kind::Count, "samples of all tasks, those that the options leave out too"),
     Field::new("throttled", Kind::Count, "how often the kernel stopped sampling for a while").or_null(),
 ];
-const STACK_FIELDS: &[Field] = &[
-    Field::new("pid", Kind::Count, "process"),
-    Field::new("tid", Kind::Count, "thread, with --threads").or_null(),
-    Field::new("cpu", Kind::Count, "CPU, with --cpus").or_null(),
-    Field::new("comm", Kind::Text, "name of the thread"),
-    Field::new("samples", Kind::Count, "samples with these stacks"),
-    schema::frames("user", "user stack, innermost frame first"),
-    schema::frames("kernel", "kernel stack, innermost frame first"),
-];
-
 /// The objects that it writes as JSON.
 pub fn records() -> Vec<Record> {
-    schema::stacks(FIELDS, STACK_FIELDS)
+    schema::stack_report(FIELDS, COLUMNS)
 }
 
 /// Run the tool.
