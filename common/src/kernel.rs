@@ -64,7 +64,7 @@ impl Btf {
     /// A search of the string section: a hundred times cheaper than parsing the types, and as good for names that no
     /// two kinds share (`btf_trace_...`).
     pub fn mentions(&self, name: &str) -> bool {
-        find(self.bytes(), &[b"\0", name.as_bytes(), b"\0"].concat()).is_some()
+        find_name(self.bytes(), name).is_some()
     }
 
     /// Whether programs at tracepoints can be preempted: they are guarded by SRCU alone since a46023d5616e (7.0).
@@ -77,7 +77,7 @@ impl Btf {
     /// The id of a function of the kernel by which programs call it; none where the types came from a file.
     pub fn function(&self, name: &str) -> Option<u32> {
         let types = Types::of(self.bytes()).filter(|_| self.custom.is_none())?;
-        let name_offset = 1 + find(types.strings, &[b"\0", name.as_bytes(), b"\0"].concat())? as u32;
+        let name_offset = types.name_offset(name)?;
         types.iter().find(|found| found.name_offset == name_offset && found.kind == BTF_FUNC).map(|found| found.id)
     }
 
@@ -86,7 +86,7 @@ impl Btf {
     /// They are those of the function that `btf_trace_NAME` points to, but for its first, which is internal.
     pub fn tracepoint_arguments(&self, name: &str) -> Option<usize> {
         let types = Types::of(self.bytes())?;
-        let name_offset = 1 + find(types.strings, &[b"\0btf_trace_", name.as_bytes(), b"\0"].concat())? as u32;
+        let name_offset = types.name_offset(&format!("btf_trace_{name}"))?;
         let typedef = types.iter().find(|found| found.name_offset == name_offset && found.kind == BTF_TYPEDEF)?;
         let pointer = types.iter().find(|found| found.id == typedef.refers_to)?;
         let function = types.iter().find(|found| found.id == pointer.refers_to && found.kind == BTF_FUNC_PROTO)?;
@@ -97,7 +97,7 @@ impl Btf {
     /// enum (of 32-bit values) has it.
     pub fn enumerator(&self, name: &str) -> Option<u32> {
         let types = Types::of(self.bytes())?;
-        let name_offset = 1 + find(types.strings, &[b"\0", name.as_bytes(), b"\0"].concat())? as u32;
+        let name_offset = types.name_offset(name)?;
         let named = |values: &[u8]| {
             values.chunks_exact(8).find(|value| word(value, 0) == Some(name_offset)).and_then(|value| word(value, 1))
         };
@@ -113,11 +113,12 @@ impl Btf {
     }
 }
 
-/// Where `needle` first occurs.
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+/// Where a whole name, between two NUL bytes, first occurs.
+fn find_name(haystack: &[u8], name: &str) -> Option<usize> {
+    let needle = [b"\0", name.as_bytes(), b"\0"].concat();
     // SAFETY: both ranges are valid for the lengths given; memmem only reads them.
     let found = unsafe { libc::memmem(haystack.as_ptr().cast(), haystack.len(), needle.as_ptr().cast(), needle.len()) };
-    (!found.is_null()).then(|| found.addr() - haystack.as_ptr().addr())
+    (!found.is_null()).then(|| 1 + found.addr() - haystack.as_ptr().addr())
 }
 
 /// Kinds of include/uapi/linux/btf.h.
@@ -158,6 +159,11 @@ impl<'a> Types<'a> {
             blob.get(start..start.checked_add(word(blob, index + 1)? as usize)?)
         };
         Some(Self { types: section(2)?, strings: section(4)? })
+    }
+
+    /// By what types and members refer to a name.
+    fn name_offset(&self, name: &str) -> Option<u32> {
+        find_name(self.strings, name).map(|at| at as u32)
     }
 
     /// All types up to the first of a kind that is not known here.
@@ -217,6 +223,19 @@ fn missing_capability(effective: u64) -> Option<&'static str> {
         (_, false, true) => Some("CAP_BPF"),
         _ => Some("CAP_BPF and CAP_PERFMON"),
     }
+}
+
+/// Where tracefs is mounted.
+pub fn tracefs() -> Option<&'static Path> {
+    let roots = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+    roots.into_iter().map(Path::new).find(|root| root.join("events").exists())
+}
+
+/// Where the cgroup v2 hierarchy is mounted.
+pub fn cgroup2_root() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let line = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
+    line.split(' ').nth(4).map(PathBuf::from)
 }
 
 /// Whether maps of this type can be made here.

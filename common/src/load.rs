@@ -6,7 +6,6 @@
 use std::cell::{LazyCell, RefCell};
 use std::ffi::{CString, OsStr};
 use std::mem::{MaybeUninit, size_of};
-use std::path::Path;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -113,7 +112,10 @@ pub struct Plan {
 pub struct Loader {
     tool: Tool,
     btf: Btf,
+    /// Whether the kernel has task storage.
     has_task_storage: bool,
+    /// Whether hashes are wanted instead.
+    only_hashes: bool,
     /// Whether events go through per-CPU perf buffers.
     perf: bool,
     degraded: RefCell<Vec<String>>,
@@ -197,6 +199,7 @@ impl Loader {
             tool: tool.clone(),
             btf: Btf::open(tool.btf.as_deref())?,
             has_task_storage: kernel::has_map(MapType::TaskStorage),
+            only_hashes: false,
             perf,
             degraded: RefCell::default(),
         })
@@ -212,9 +215,9 @@ impl Loader {
         }
     }
 
-    /// Whether tasks can carry BPF state on this kernel.
+    /// Whether tasks can carry BPF state on this kernel, and may.
     pub fn has_task_storage(&self) -> bool {
-        self.has_task_storage
+        self.has_task_storage && !self.only_hashes
     }
 
     /// The kernel's types.
@@ -224,7 +227,7 @@ impl Loader {
 
     /// Keep the state of tasks in hashes, which can be read as a whole.
     pub fn without_task_storage(&mut self) {
-        self.has_task_storage = false;
+        self.only_hashes = true;
     }
 
     /// Open a skeleton in `storage`.
@@ -290,11 +293,11 @@ impl Loader {
         }
         // Only where the verifier knows the task's type can it be asked for its storage.
         let typed = programs.iter().all(|name| !name.contains("__") || name.ends_with("__tp_btf"));
-        let has_storage = self.has_task_storage && typed;
+        let has_storage = self.has_task_storage() && typed;
         let is = |kinds: &[MapType]| object.maps().any(|map| kinds.contains(&map.map_type()));
         if is(&[MapType::TaskStorage, MapType::SkStorage]) {
             plan.state = Some(if has_storage { "local" } else { "hash" });
-            if !kernel::has_map(MapType::TaskStorage) {
+            if !self.has_task_storage {
                 self.degrade(
                     "what is known of a task or socket is kept in a table of limited size: no local storage (5.11)",
                 );
@@ -322,20 +325,19 @@ impl Loader {
         if let Some(way) = ways.iter().find(forced) {
             return Ok(way.hooks);
         }
-        let mut last = Err(anyhow!("no way to choose from"));
+        let mut refused = None;
         for way in ways {
-            match (way.hooks.iter().try_for_each(|hook| self.choose(open.open_object(), hook).map(drop)), &last) {
-                (Ok(()), Err(reason)) => {
-                    if !way.lacks.is_empty() {
+            match way.hooks.iter().try_for_each(|hook| self.choose(open.open_object(), hook).map(drop)) {
+                Ok(()) => {
+                    if let Some(reason) = refused.filter(|_| !way.lacks.is_empty()) {
                         self.degrade(format!("{}: {reason:#}", way.lacks));
                     }
                     return Ok(way.hooks);
                 }
-                (Ok(()), Ok(())) => return Ok(way.hooks),
-                (Err(error), _) => last = Err(error),
+                Err(error) => refused = Some(error),
             }
         }
-        last.map(|()| [].as_slice())
+        Err(refused.unwrap_or_else(|| anyhow!("no way to choose from")))
     }
 
     /// The program of the first rung of a hook that the kernel accepts.
@@ -489,13 +491,10 @@ fn unresolved(line: &str) -> Option<&str> {
 }
 
 fn probe_tracefs(target: &str) -> Result<(), String> {
-    let roots = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
-    if roots.iter().any(|root| Path::new(root).join("events").join(target).join("id").exists()) {
-        Ok(())
-    } else if roots.iter().any(|root| Path::new(root).join("events").exists()) {
-        Err("no such tracepoint".into())
-    } else {
-        Err("tracefs is not mounted".into())
+    match kernel::tracefs() {
+        Some(root) if root.join("events").join(target).join("id").exists() => Ok(()),
+        Some(_) => Err("no such tracepoint".into()),
+        None => Err("tracefs is not mounted".into()),
     }
 }
 

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use common::lost::Lost;
 use libtest_mimic::{Completion, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -295,14 +296,19 @@ impl Finished {
     }
 
     /// Insist that it ended well and lost nothing, but for what the kernel itself skips (see [`Finished::complete`]) or
-    /// does not show, which 6.18 on this project's machine does once in a while under load.
+    /// does not show, which 6.18 on this project's machine does once in a while under load, and the few states for which it has
+    /// no memory at that instant: task storage is made without waiting, and not at all in an interrupt that finds its CPU
+    /// in the middle of making one (`bpf_task_storage_trylock()`).
     pub fn clean(self) -> Outcome<Self> {
         let mut finished = self.succeeded()?;
         let is_only =
             |line: &str, what: &str| line.starts_with("lost: ") && line.ends_with(what) && !line.contains(',');
         let is_skipped = |line: &str| is_only(line, " program runs skipped by the kernel");
         let is_unseen = |line: &str| is_only(line, " events that the kernel did not show");
-        if finished.stderr.lines().all(is_skipped) && kernel_skips()? || finished.stderr.lines().all(is_unseen) {
+        let is_refused = |line: &str| ["1", "2", "3"].iter().any(|few| line == format!("lost: {few} {}", Lost::STATES));
+        if finished.stderr.lines().all(is_skipped) && kernel_skips()?
+            || finished.stderr.lines().all(|line| is_unseen(line) || is_refused(line))
+        {
             finished.stderr.clear();
         }
         check!(finished.stderr.is_empty(), "unexpected words on stderr: {}", finished.stderr);
@@ -405,9 +411,7 @@ impl Drop for Guard {
 
 /// Where the cgroup v2 hierarchy is mounted.
 pub fn cgroup2_root() -> Outcome<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let point = mounts.lines().filter(|line| line.contains(" - cgroup2 ")).find_map(|line| line.split(' ').nth(4));
-    point.map(PathBuf::from).ok_or_else(|| Stop::Skip("cgroup v2 is not mounted".into()))
+    common::kernel::cgroup2_root().ok_or_else(|| Stop::Skip("cgroup v2 is not mounted".into()))
 }
 
 /// A cgroup made for a test, removed again when dropped (its processes go to the parent).

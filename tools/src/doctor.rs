@@ -1,6 +1,7 @@
 //! `corescope doctor`: what this kernel offers, and what each tool makes of it.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -53,6 +54,10 @@ fn yes_or_no(holds: bool) -> &'static str {
     if holds { "yes" } else { "no" }
 }
 
+fn or_not_mounted(path: Option<&Path>) -> String {
+    path.map_or("not mounted".into(), |path| path.display().to_string())
+}
+
 fn read(path: &str) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
@@ -73,12 +78,10 @@ fn findings(btf: Option<&Path>) -> Vec<Finding> {
         return all;
     }
     let has = |what: fn(&Btf) -> bool| types.as_ref().is_some_and(what);
-    let tracefs = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
-    let tracefs = tracefs.into_iter().find(|root| Path::new(root).join("events").exists());
     all.extend([
         finding("ring_buffer", yes_or_no(kernel::has_map(MapType::RingBuf)), None),
         finding("task_storage", yes_or_no(kernel::has_map(MapType::TaskStorage)), None),
-        finding("tracefs", tracefs.unwrap_or("not mounted"), None),
+        finding("tracefs", or_not_mounted(kernel::tracefs()), None),
         finding("kprobes", or_no(load::has_kprobes()), None),
         finding("fentry", or_no(load::has_fentry()), None),
         finding("uprobes_in_bulk", yes_or_no(has(uprobe::has_multi)), None),
@@ -98,18 +101,15 @@ fn findings(btf: Option<&Path>) -> Vec<Finding> {
 
 /// How this system is set up, as far as it matters to the tools.
 fn settings() -> Vec<Finding> {
-    let mounts = read("/proc/self/mountinfo").unwrap_or_default();
-    let mount = |kind: &str| {
-        let line = mounts.lines().find(|line| line.contains(&format!(" - {kind} ")))?;
-        line.split(' ').nth(4).map(str::to_owned)
-    };
     let jit = read("/proc/sys/net/core/bpf_jit_enable");
-    let symbols = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
-    let hidden = symbols.lines().take(100).all(|line| line.starts_with("0000000000000000"));
+    // Of some kernels the first lie at 0, but not so many.
+    let symbols = File::open("/proc/kallsyms").map(BufReader::new);
+    let mut symbols = symbols.into_iter().flat_map(|file| file.lines().map_while(io::Result::ok).take(100));
+    let hidden = symbols.all(|line| line.starts_with("0000000000000000"));
     let costly = read("/proc/sys/kernel/bpf_stats_enabled").is_some_and(|value| value == "1");
     let interpreted = jit.as_deref() == Some("0");
     let mut all = vec![
-        finding("cgroup_v2", mount("cgroup2").unwrap_or("not mounted".into()), None),
+        finding("cgroup_v2", or_not_mounted(kernel::cgroup2_root().as_deref()), None),
         finding(
             "bpf_jit",
             yes_or_no(!interpreted),
@@ -137,6 +137,13 @@ fn settings() -> Vec<Finding> {
     all
 }
 
+/// The directory of this process's cgroup of v2.
+fn own_cgroup() -> String {
+    let own = read("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+    format!("{}{own}", or_not_mounted(kernel::cgroup2_root().as_deref()))
+}
+
 /// What became of one tool, called with some arguments.
 struct Check {
     tool: &'static str,
@@ -152,12 +159,6 @@ impl Check {
     /// Have the tool load and attach itself, in a process of its own.
     fn run(tool: &'static str, args: &'static str, btf: Option<&str>) -> Result<Self> {
         let exe = std::env::current_exe().context("cannot find this program")?;
-        let own_cgroup = || {
-            let (root, text) =
-                (settings().into_iter().find(|found| found.key == "cgroup_v2"), read("/proc/self/cgroup"));
-            let own = text.unwrap_or_default().lines().find_map(|line| line.strip_prefix("0::").map(str::to_owned));
-            format!("{}{}", root.map_or(String::new(), |root| root.value), own.unwrap_or_default())
-        };
         let mut command = Command::new(exe);
         command.arg(tool).args(["--plan", "attach", "--json"]);
         command.args(btf.iter().flat_map(|file| ["--btf", file]));
