@@ -104,10 +104,12 @@ static __always_inline struct offcputime_left *leave(const bool typed, unsigned 
 	if (!left)
 		return NULL;
 	/* Nobody leaves twice. Before tracing began, not all hooks were there. */
-	begin_ns = bpf_map_lookup_elem(&offcputime_begin, &zero);
-	if (begin_ns && *begin_ns && left->since_ns > *begin_ns)
-		count_lost(LOST_UNSEEN);
-	left->since_ns = 0;
+	if (left->since_ns) {
+		begin_ns = bpf_map_lookup_elem(&offcputime_begin, &zero);
+		if (begin_ns && *begin_ns && left->since_ns > *begin_ns)
+			count_lost(LOST_UNSEEN);
+		left->since_ns = 0;
+	}
 	if (filter_state && (state_mask ? !(state & state_mask) : state != TASK_RUNNING))
 		return NULL;
 	left->involuntary = state == TASK_RUNNING;
