@@ -11,18 +11,21 @@ kernel_cache=${XDG_CACHE_HOME:-$HOME/.cache}/corescope/kernels
 kernel_lines="5.10 6.1 6.12 7"
 debian=${CORESCOPE_DEBIAN:-http://deb.debian.org}
 
-# ensure_vm_packages: what fetching and booting them needs, and the live tests there of file systems.
+# What fetching and booting them needs, as ensure_packages takes it.
+vm_packages=(curl:curl xz:xz-utils zstd:zstd dpkg-deb:dpkg python3:python3 qemu-system-x86_64:qemu-system-x86
+    busybox:busybox-static modprobe:kmod cpio:cpio)
+
+# ensure_vm_packages: that, and what the live tests there of file systems need.
 ensure_vm_packages() {
-    ensure_packages "to boot other kernels" curl:curl xz:xz-utils zstd:zstd dpkg-deb:dpkg python3:python3 \
-        qemu-system-x86_64:qemu-system-x86 busybox:busybox-static modprobe:kmod cpio:cpio \
+    ensure_packages "to boot other kernels" "${vm_packages[@]}" \
         mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs
 }
 
-# have_vm_packages: whether it is all there.
+# have_vm_packages: whether it is all there to fetch and boot them.
 have_vm_packages() {
-    local probe
-    for probe in curl xz zstd dpkg-deb python3 qemu-system-x86_64 busybox modprobe cpio; do
-        have "$probe" || return 1
+    local pair
+    for pair in "${vm_packages[@]}"; do
+        have "${pair%%:*}" || return 1
     done
 }
 
@@ -63,13 +66,17 @@ newest_kernel() {
 # fetch_kernel LINE: see that the cache holds the newest kernel of the line, and print its release. Where the package
 # index cannot be had, a kernel that is there serves, which is said; fails where there is none.
 fetch_kernel() {
-    local line=$1 dir=$kernel_cache/$1 suite archive index packages release
+    local line=$1 dir=$kernel_cache/$1 suite archive index since packages release
     read -r suite archive < <(kernel_suite "$line") || return 2
     mkdir -p "$dir"
-    index=$(mktemp) || return 1
-    if curl -sSf --connect-timeout 20 --retry 2 -o "$index" "$debian/$archive/dists/$suite/main/binary-amd64/Packages.xz"; then
+    # One that has not changed is not fetched again.
+    index=$kernel_cache/$suite.xz
+    since=()
+    [ ! -e "$index" ] || since=(-z "$index")
+    if curl -sSf --connect-timeout 20 --retry 2 -R "${since[@]}" -o "$index.new" \
+        "$debian/$archive/dists/$suite/main/binary-amd64/Packages.xz"; then
+        [ ! -s "$index.new" ] || mv "$index.new" "$index"
         packages=$(xz -dc "$index" | newest_kernel "$line")
-        rm -f "$index"
         release=${packages%% *}
         if [ -z "$release" ]; then
             echo "the index of $suite has no kernel $line" >&2
@@ -77,7 +84,6 @@ fetch_kernel() {
             unpack_kernel "$dir" "$release" "$packages" "$debian/$archive" || return 1
         fi
     else
-        rm -f "$index"
         [ -e "$dir/version" ] && echo "the package index of $suite cannot be had: taking the kernel in the cache" >&2
     fi
     cat "$dir/version" 2>/dev/null
