@@ -13,7 +13,7 @@ use crate::schema::{Field, Kind};
 pub struct Lost {
     /// Events for which the buffer had no room.
     pub events: u64,
-    /// Operations whose state did not fit a map.
+    /// Operations for whose state there was no memory, or no room in a map.
     pub states: u64,
     /// Values whose key did not fit an aggregation map.
     pub keys: u64,
@@ -32,10 +32,13 @@ pub struct Lost {
 }
 
 impl Lost {
+    /// The words for operations without a state.
+    pub const STATES: &str = "operations in flight (no memory or no room for their state)";
+
     /// Its fields in JSON.
     pub const FIELDS: &[Field] = &[
         Field::new("events", Kind::Count, "events for which the buffer had no room"),
-        Field::new("states", Kind::Count, "operations whose state did not fit a map"),
+        Field::new("states", Kind::Count, "operations for whose state there was no memory, or no room in a map"),
         Field::new("keys", Kind::Count, "values whose key did not fit an aggregation map"),
         Field::new("stacks", Kind::Count, "stacks that could not be walked or stored"),
         Field::new("strings", Kind::Count, "strings that did not fit or could not be read in full"),
@@ -80,7 +83,7 @@ impl Lost {
     pub fn phrases(&self) -> Vec<String> {
         let reasons = [
             (self.events, "events (the buffer was full)"),
-            (self.states, "operations in flight (their map was full)"),
+            (self.states, Self::STATES),
             (self.keys, "values (the table was full)"),
             (self.stacks, "stacks (not readable or not storable)"),
             (self.strings, "strings cut or unreadable"),

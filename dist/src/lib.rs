@@ -11,12 +11,12 @@ pub mod man;
 pub mod markdown;
 pub mod roff;
 
-/// Every command that has a page and completions: the tools, and the file that holds them all.
+/// Every command that has a page and completions: the programs, and the file that holds them all.
 pub fn commands() -> Vec<Command> {
-    tools::TOOLS.iter().map(|tool| (tool.command)()).chain([tools::corescope::command()]).collect()
+    tools::programs().map(|program| (program.command)()).chain([tools::corescope::command()]).collect()
 }
 
-/// Whether this is a command of `corescope` that is no tool, and is described on its page.
+/// Whether this is a command of `corescope` that is no program of its own, and is described on its page.
 pub(crate) fn own(name: &str) -> bool {
     tools::corescope::OWN.iter().any(|entry| entry.name == name)
 }
@@ -150,7 +150,7 @@ mod tests {
         let command = tools::corescope::command();
         for (shell, _) in completions::SHELLS {
             let script = completions::script(&command, *shell);
-            for name in tools::TOOLS.iter().map(|tool| tool.name).chain(["doctor", "flamediff", "install"]) {
+            for name in tools::programs().chain(tools::corescope::OWN).map(|entry| entry.name) {
                 assert!(script.contains(name), "{shell}: {name}");
             }
         }

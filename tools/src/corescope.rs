@@ -4,28 +4,14 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Command, CommandFactory, FromArgMatches};
+use clap::Command;
 use common::app::{self, Entry};
 use common::fault::usage;
 
-use crate::{TOOLS, doctor, install};
+use crate::programs;
 
-/// What the binary can do besides being a tool.
-pub const OWN: &[Entry] = &[
-    Entry {
-        name: "doctor",
-        command: <doctor::Args as CommandFactory>::command,
-        records: Vec::new,
-        run: |matches| doctor::run(doctor::Args::from_arg_matches(matches)?),
-    },
-    entry!(flamediff),
-    Entry {
-        name: "install",
-        command: <install::Args as CommandFactory>::command,
-        records: Vec::new,
-        run: |matches| install::run(install::Args::from_arg_matches(matches)?),
-    },
-];
+/// What the binary can do besides being a program of the suite.
+pub const OWN: &[Entry] = &[entry!(doctor, Vec::new), entry!(install, Vec::new)];
 
 /// All of it as one command line, which help, man page and completions are made of.
 pub fn command() -> Command {
@@ -36,20 +22,20 @@ pub fn command() -> Command {
         .subcommand_required(true)
         .subcommand_value_name("TOOL")
         .subcommand_help_heading("Tools")
-        .subcommands(TOOLS.iter().chain(OWN).map(|entry| (entry.command)()))
+        .subcommands(programs().chain(OWN).map(|entry| (entry.command)()))
 }
 
 /// Be the tool whose name the program was called by, or the one that the first argument names.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let called = args.first().and_then(|path| Path::new(path).file_name());
-    if let Some(tool) = TOOLS.iter().find(|tool| called.is_some_and(|name| name == tool.name)) {
+    if let Some(tool) = programs().find(|tool| called.is_some_and(|name| name == tool.name)) {
         return app::main(tool, args.into_iter());
     }
     let Some(asked) = args.get(1) else {
         eprint!("{}", command().render_help());
         return ExitCode::from(2);
     };
-    if let Some(entry) = TOOLS.iter().chain(OWN).find(|entry| asked == entry.name) {
+    if let Some(entry) = programs().chain(OWN).find(|entry| asked == entry.name) {
         return app::main(entry, args.into_iter().skip(1));
     }
     // Help, the version, or a mistake.

@@ -13,7 +13,6 @@ use common::export::tree::Tree;
 use common::export::{Unit, check_file, grouped, write_file};
 use common::fault::usage;
 use common::out::{self, Cell, Column, Out, Rows};
-use common::schema::Record;
 use common::stack::Kind;
 use common::text::Text;
 use serde_json::{Value, json};
@@ -162,11 +161,6 @@ fn draw(args: &Args, sides: [&Folded; 2], totals: [u64; 2]) -> String {
             unit: if args.normalize { Unit::Parts(WHOLE) } else { Unit::Count("") },
         },
     )
-}
-
-/// Its JSON is one object, described on its page.
-pub fn records() -> Vec<Record> {
-    Vec::new()
 }
 
 /// Run the tool.

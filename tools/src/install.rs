@@ -12,7 +12,7 @@ use common::cli::Output;
 use common::out::Out;
 use common::text::Text;
 
-use crate::TOOLS;
+use crate::programs;
 
 /// Link the name of every tool to this program
 ///
@@ -64,9 +64,8 @@ fn install(exe: &Path, dir: &Path, remove: bool) -> Result<Vec<String>> {
     let exe = fs::canonicalize(exe).context("cannot find this program")?;
     let dir = fs::canonicalize(dir).with_context(|| format!("cannot use {}", shown(dir)))?;
     let target = relative(&dir, &exe);
-    let places: Vec<(PathBuf, Place)> = TOOLS
-        .iter()
-        .map(|tool| dir.join(tool.name))
+    let places: Vec<(PathBuf, Place)> = programs()
+        .map(|program| dir.join(program.name))
         .map(|path| place(&path, &exe).map(|place| (path, place)))
         .collect::<Result<_>>()?;
     let taken: Vec<String> = places
@@ -122,8 +121,10 @@ mod tests {
         names
     }
 
-    fn tools() -> Vec<&'static str> {
-        TOOLS.iter().map(|tool| tool.name).collect()
+    fn all() -> Vec<&'static str> {
+        let mut all: Vec<&str> = programs().map(|program| program.name).collect();
+        all.sort();
+        all
     }
 
     /// A program, and a directory reached by a link, as /sbin is one.
@@ -141,7 +142,7 @@ mod tests {
     fn links_are_relative_and_lead_to_the_program() {
         let (_top, exe, dir) = scene();
         install(&exe, &dir, false).unwrap();
-        assert_eq!(names(&dir), tools());
+        assert_eq!(names(&dir), all());
         for name in names(&dir) {
             assert_eq!(fs::read_link(dir.join(&name)).unwrap(), Path::new("../../opt/corescope"));
             assert_eq!(fs::canonicalize(dir.join(&name)).unwrap(), fs::canonicalize(&exe).unwrap());
@@ -155,7 +156,7 @@ mod tests {
         install(&exe, &dir, false).unwrap();
         assert!(install(&exe, &dir, false).unwrap().iter().all(|line| line.ends_with("is there already")));
         let removed = install(&exe, &dir, true).unwrap();
-        assert_eq!(removed.len(), TOOLS.len());
+        assert_eq!(removed.len(), all().len());
         assert_eq!(names(&dir), ["bystander"]);
         assert!(install(&exe, &dir, true).unwrap().is_empty());
     }

@@ -14,14 +14,18 @@ macro_rules! registry {
     };
 }
 
-/// The registry entry of one tool, without a reference to the others, so that a binary links only what it runs.
+/// The registry entry of one tool, without a reference to the others, so that a binary links only what it runs; with
+/// the records it writes, where those are not declared by its module.
 #[macro_export]
 macro_rules! entry {
     ($tool:ident) => {
+        $crate::entry!($tool, $crate::$tool::records)
+    };
+    ($tool:ident, $records:expr) => {
         common::app::Entry {
             name: stringify!($tool),
             command: <$crate::$tool::Args as clap::CommandFactory>::command,
-            records: $crate::$tool::records,
+            records: $records,
             run: |matches| {
                 $crate::$tool::run(<$crate::$tool::Args as clap::FromArgMatches>::from_arg_matches(matches)?)
             },
@@ -32,9 +36,9 @@ macro_rules! entry {
 /// The `main` of one tool's binary.
 #[macro_export]
 macro_rules! main {
-    ($tool:ident) => {
+    ($tool:ident $(, $records:expr)?) => {
         fn main() -> std::process::ExitCode {
-            common::app::main(&$crate::entry!($tool), std::env::args_os())
+            common::app::main(&$crate::entry!($tool $(, $records)?), std::env::args_os())
         }
     };
 }
@@ -56,14 +60,22 @@ registry! {
     tcplife,
 }
 
+/// Programs of the suite that trace nothing.
+pub const COMPANIONS: &[common::app::Entry] = &[entry!(flamediff, Vec::new)];
+
+/// All that is called by a name of its own.
+pub fn programs() -> impl Iterator<Item = &'static common::app::Entry> {
+    TOOLS.iter().chain(COMPANIONS)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::TOOLS;
     use super::corescope::OWN;
+    use super::{TOOLS, programs};
 
     #[test]
     fn every_command_line_is_sound() {
-        for tool in TOOLS.iter().chain(OWN) {
+        for tool in programs().chain(OWN) {
             (tool.command)().debug_assert();
             assert_eq!((tool.command)().get_name(), tool.name);
         }

@@ -1,3 +1,3 @@
 //! The `flamediff` binary.
 
-tools::main!(flamediff);
+tools::main!(flamediff, Vec::new);
