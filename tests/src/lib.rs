@@ -12,6 +12,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -67,12 +68,24 @@ macro_rules! check_eq {
     }};
 }
 
+/// How many tests of a run may fail and be tried again: what goes wrong in more than a few is no accident.
+static SECOND_CHANCES: AtomicI32 = AtomicI32::new(3);
+
 /// A live test for the runner. $CORESCOPE_TIMES names a file that gets the seconds each test took.
-pub fn live(name: impl Into<String>, test: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
+///
+/// These tests see everything that happens on a machine, and share it with all else that does. One that fails is tried
+/// once more, which is said on stderr with the reason of the failure.
+pub fn live(name: impl Into<String>, test: impl Fn() -> Outcome + Send + 'static) -> Trial {
     let name = name.into();
     Trial::ignorable_test(name.clone(), move || {
         let begin = Instant::now();
-        let outcome = test();
+        let mut outcome = test();
+        if let Err(Stop::Fail(message)) = &outcome
+            && SECOND_CHANCES.fetch_sub(1, Ordering::Relaxed) > 0
+        {
+            eprintln!("\n{name} FAILED, AND IS TRIED AGAIN: {message}");
+            outcome = test();
+        }
         if let Some(path) = std::env::var_os("CORESCOPE_TIMES") {
             let mut times = std::fs::File::options().append(true).create(true).open(path)?;
             writeln!(times, "{:.1} {name}", begin.elapsed().as_secs_f64())?;
