@@ -1,12 +1,16 @@
 //! Compile every `*.bpf.c` of this crate and generate its skeleton, in parallel.
 //!
 //! Incremental: an object is compiled again only when a file that clang's depfile names is newer than its skeleton.
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 use std::{env, fs, process};
 
+use anyhow::Context;
+use flate2::Compression;
+use flate2::write::DeflateEncoder;
 use libbpf_cargo::SkeletonBuilder;
 
 struct Build {
@@ -66,8 +70,22 @@ impl Build {
             .rustfmt("/nonexistent")
             .build_and_generate(&skeleton)?;
         let mut text = fs::read_to_string(&skeleton)?;
-        // A section for each object, so that the linker keeps only those that a binary uses.
-        text = text.replace("\".bpf.objs\"", &format!("\".bpf.objs.{tool}\""));
+        // A binary carries its objects packed: they are a fourth of their size, and unpacked in a fraction of a ms.
+        let bytes = fs::read(&object)?;
+        let mut packer = DeflateEncoder::new(Vec::new(), Compression::best());
+        packer.write_all(&bytes)?;
+        let packed = file("bpf.o.deflate");
+        fs::write(&packed, packer.finish()?)?;
+        let start = text.find("#[unsafe(link_section").context("no object in the skeleton")?;
+        let end = start + text[start..].find(");").context("no end of the object in the skeleton")? + 2;
+        text.replace_range(
+            start..end,
+            &format!(
+                "static DATA: std::sync::LazyLock<Vec<u8>> = \
+                 std::sync::LazyLock::new(|| crate::unpack(include_bytes!({packed:?}), {}));",
+                bytes.len()
+            ),
+        );
         let exported: Vec<String> = text
             .match_indices("pub __export_")
             .filter_map(|(at, prefix)| Some(text[at + prefix.len()..].split_once(':')?.0.to_owned()))

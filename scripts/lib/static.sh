@@ -28,7 +28,8 @@ build_static() {
         flags+=" -C link-arg=-l:libzstd.a"
     fi
     # Build scripts watch SOURCE_DATE_EPOCH, and would run again for each of its values.
-    env -u SOURCE_DATE_EPOCH LIBBPF_SYS_LIBRARY_PATH="$(dirname "$libelf")" RUSTFLAGS="$flags" \
+    # One binary, so that optimising it as a whole is paid for once.
+    env -u SOURCE_DATE_EPOCH LIBBPF_SYS_LIBRARY_PATH="$(dirname "$libelf")" RUSTFLAGS="$flags" CARGO_PROFILE_RELEASE_LTO=fat \
         cargo build --quiet --release --locked --manifest-path "$top/Cargo.toml" --target "$static_triple" \
         --package tools --bin corescope --package dist --bin dist --features static
     found=$(nm "$target/$static_triple/release/corescope" | awk '{print $NF}' | grep -xE "$static_forbidden" || true)
