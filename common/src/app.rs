@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::{ArgMatches, Command, error::ErrorKind};
 
 use crate::fault;
-use crate::out::warn;
+use crate::out::fail;
 use crate::schema::Record;
 use crate::text::Text;
 
@@ -43,7 +43,7 @@ pub fn main(entry: &Entry, args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            warn(format_args!("{}: {} (see {0} --help)", entry.name, one_line(&error.to_string())));
+            fail(format_args!("{}: {} (see {0} --help)", entry.name, one_line(&error.to_string())));
             return ExitCode::from(2);
         }
     };
@@ -52,7 +52,7 @@ pub fn main(entry: &Entry, args: impl Iterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             let status = fault::exit_status(&error);
             if status != 0 {
-                warn(format_args!("{}: {}", entry.name, Text::new(format!("{error:#}").into_bytes())));
+                fail(format_args!("{}: {}", entry.name, Text::new(format!("{error:#}").into_bytes())));
             }
             ExitCode::from(status)
         }
