@@ -72,6 +72,6 @@ TRACEPOINT_HOOK(biolatency_complete, block_rq_complete, struct request *rq, int 
 	if (!begin_ns || now_ns < begin_ns)
 		count_lost(LOST_CLOCK);
 	else
-		hist_add(id, now_ns - begin_ns);
+		hist_add(id, state.group, now_ns - begin_ns);
 	return 0;
 }

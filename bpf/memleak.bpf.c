@@ -210,7 +210,7 @@ static __always_inline bool wants(u64 size)
 	if (size < min_size || size > max_size)
 		return false;
 	/* The kernel also allocates for the tool itself. */
-	if (!user_mode && !filter_wants_current())
+	if ((!user_mode || filter_beyond_tgid) && !filter_wants_current())
 		return false;
 	return sample_below == ~0U || bpf_get_prandom_u32() < sample_below;
 }
@@ -403,7 +403,8 @@ static __always_inline int enter_any(struct pt_regs *ctx, u32 call)
 {
 	u64 sp = PT_REGS_SP(ctx);
 
-	if (!filter_wants_current() || (await_exec && !READ_ONCE(generation)))
+	/* Not by thread or the like: what one thread allocates another may free. */
+	if (!filter_wants_tgid(bpf_get_current_pid_tgid() >> 32) || (await_exec && !READ_ONCE(generation)))
 		return 1;
 	if (call == MEMLEAK_FREE || call == MEMLEAK_UNMAP)
 		release(ctx, sp, call);
@@ -477,7 +478,7 @@ TRACEPOINT_HOOK(memleak_exec, sched_process_exec, struct task_struct *task)
 {
 	struct memleak_frame *frame;
 
-	if (!filter_wants_current())
+	if (!filter_wants_tgid(bpf_get_current_pid_tgid() >> 32))
 		return 0;
 	atomic_add(&generation, 1);
 	frame = memleak_frames_find(task);

@@ -39,15 +39,11 @@ static __always_inline void count(const bool typed, struct task_struct *next, u6
 	} else if (key_by == RUNQLAT_TID) {
 		id = FIELD(next, pid);
 	} else if (key_by == RUNQLAT_PIDNS) {
-		/* task_active_pid_ns(): the namespace in which the task's own id was given. */
-		struct pid *pid = BPF_CORE_READ(next, thread_pid);
-		u32 level = BPF_CORE_READ(pid, level);
-		struct upid upid = {};
+		struct upid upid = pid_innermost(BPF_CORE_READ(next, thread_pid));
 
-		bpf_core_read(&upid, sizeof(upid), &pid->numbers[level]);
 		id = BPF_CORE_READ(upid.ns, ns.inum);
 	}
-	if (hist_add(id, latency_ns) && key_by != RUNQLAT_PIDNS) {
+	if (hist_add(id, subject_group(next), latency_ns) && key_by && key_by != RUNQLAT_PIDNS) {
 		char comm[TASK_COMM_LEN];
 
 		bpf_core_read(&comm, sizeof(comm), &next->comm);

@@ -32,7 +32,7 @@ int selftest_stream(struct bpf_raw_tracepoint_args *ctx)
 SEC("?raw_tp/selftest_hist")
 int selftest_hist(struct bpf_raw_tracepoint_args *ctx)
 {
-	hist_add(ctx->args[0], ctx->args[1]);
+	hist_add(ctx->args[0], 0, ctx->args[1]);
 	return 0;
 }
 

@@ -29,7 +29,8 @@ struct tcplife_session {
 	u32 pid;
 	u32 uid;
 	char comm[TASK_COMM_LEN];
-	u64 attempted; /* it began with an attempt to connect, and has not been established */
+	u32 wanted;    /* whether the filters accept the owner */
+	u32 attempted; /* it began with an attempt to connect, and has not been established */
 };
 SOCK_STATE(tcplife_sessions, struct tcplife_session);
 
@@ -68,6 +69,7 @@ static __always_inline void own(struct tcplife_session *session)
 {
 	u64 id = bpf_get_current_pid_tgid();
 
+	session->wanted = filter_wants_current();
 	session->pid = id >> 32;
 	session->uid = bpf_get_current_uid_gid();
 	bpf_get_current_comm(&session->comm, sizeof(session->comm));
@@ -78,7 +80,7 @@ static __always_inline void send_end(void *ctx, struct sock *sk, struct tcplife_
 	struct tcp_sock *tp = (void *)sk;
 	struct tcplife_event event = {};
 
-	if (filter_tgid && session->pid != filter_tgid)
+	if (filter_active && !session->wanted)
 		return;
 	/* Not skc_num, which is cleared when the port is given back. */
 	event.local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));

@@ -46,6 +46,7 @@ struct block_state {
 	u64 issued_ns; /* when it was first given to the driver, or 0 */
 	u32 bytes;     /* its size then */
 	u32 tgid;
+	u64 group;  /* of its owner */
 	u32 wanted; /* whether the filters accept the owner */
 	u32 requeued;
 	u32 awaited; /* whether its end must come, and counts */
@@ -169,12 +170,12 @@ static __always_inline bool block_charged_to_wanted(struct bio *bio)
 {
 	struct cgroup *own, *charged;
 
-	if (!filter_cgroup || !bpf_core_field_exists(bio->bi_blkg))
+	if (!filter_by_cgroup() || !bpf_core_field_exists(bio->bi_blkg))
 		return false;
-	own = filter_cgroup_of((void *)bpf_get_current_task());
+	own = cgroup_of((void *)bpf_get_current_task(), filter_cgroup_controller);
 	charged = BPF_CORE_READ(bio, bi_blkg, blkcg, css.cgroup);
 	return charged && BPF_CORE_READ(charged, root) == BPF_CORE_READ(own, root) &&
-	       cgroup_ancestor_id(charged, filter_cgroup_level) == filter_cgroup;
+	       filter_wants_cgroup_itself(charged);
 }
 
 static __always_inline void block_own(struct block_state *state, struct bio *bio)
@@ -186,6 +187,7 @@ static __always_inline void block_own(struct block_state *state, struct bio *bio
 	if (!state->wanted)
 		return;
 	state->tgid = bpf_get_current_pid_tgid() >> 32;
+	state->group = subject_group(task);
 	BPF_CORE_READ_INTO(&state->comm, task, group_leader, comm);
 }
 

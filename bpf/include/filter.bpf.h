@@ -5,10 +5,13 @@
  */
 #pragma once
 
-#include "compat.bpf.h"
+#include "subject.bpf.h"
 
 #define ANY_ID ((u32)-1)
 
+/* Whether any filter but that for the tracer itself is set, and any but that for one process. */
+const volatile bool filter_active = false;
+const volatile bool filter_beyond_tgid = false;
 /* The one process or thread wanted (ids of the initial PID namespace), or 0; several are in filter_tgids. */
 const volatile u32 filter_tgid = 0;
 const volatile u32 filter_tid = 0;
@@ -19,13 +22,21 @@ const volatile u32 filter_self = 0;
 const volatile u32 filter_uid = ANY_ID;
 /* The parent process wanted, or 0. */
 const volatile u32 filter_ppid = 0;
-/* Part of the task's name, and its length, or 0. */
-const volatile char filter_comm[TASK_COMM_LEN] = {};
-const volatile u32 filter_comm_len = 0;
+/*
+ * A pattern of names as a machine whose state is the set of places in the pattern that may have been reached, a bit
+ * each: those where it begins, those that any character leads back to, those that each character leads on from, and
+ * the one behind the pattern's end. 0 for no pattern.
+ */
+const volatile u32 filter_comm_begin = 0;
+const volatile u32 filter_comm_stars = 0;
+const volatile u32 filter_comm_end = 0;
+const volatile u32 filter_comm_steps[256] = {};
 /* A cgroup with its descendants: id, depth, and the index of its v1 controller or -1 for the v2 hierarchy. */
 const volatile u64 filter_cgroup = 0;
 const volatile u32 filter_cgroup_level = 0;
 const volatile s32 filter_cgroup_controller = -1;
+/* Several of them, of one hierarchy, are in filter_cgroup_ids. */
+const volatile bool filter_many_cgroups = false;
 /* BCC's pinned maps: u64 cgroup ids, u64 mount namespace inode numbers. */
 const volatile bool filter_cgroupmap = false;
 const volatile bool filter_mntnsmap = false;
@@ -33,11 +44,23 @@ const volatile bool filter_mntnsmap = false;
 struct filter_set {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, u32);
 	__type(value, u8);
 };
 struct filter_set filter_tgids SEC(".maps");
 struct filter_set filter_tids SEC(".maps");
+
+struct filter_cgroup_set {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, u64);
+	__type(value, u8);
+};
+struct filter_cgroup_set filter_cgroup_ids SEC(".maps");
+/* Of each cgroup seen, whether it or one above it is wanted: ids are never used again, and trees do not change. */
+struct filter_cgroup_set filter_cgroup_verdicts SEC(".maps");
 
 struct filter_pinned {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -48,56 +71,75 @@ struct filter_pinned {
 struct filter_pinned filter_cgroups SEC(".maps");
 struct filter_pinned filter_mntnses SEC(".maps");
 
-static __always_inline bool filter_wants_ids(u32 tgid, u32 tid)
+static __always_inline bool filter_wants_tgid(u32 tgid)
 {
 	if (filter_self && tgid == filter_self)
 		return false;
 	if (filter_tgid && tgid != filter_tgid)
 		return false;
-	if (filter_tid && tid != filter_tid)
+	return !filter_many || bpf_map_lookup_elem(&filter_tgids, &tgid);
+}
+
+static __always_inline bool filter_wants_ids(u32 tgid, u32 tid)
+{
+	if (!filter_wants_tgid(tgid))
 		return false;
-	if (filter_many && !bpf_map_lookup_elem(&filter_tgids, &tgid))
+	if (filter_tid && tid != filter_tid)
 		return false;
 	if (filter_many_tids && !bpf_map_lookup_elem(&filter_tids, &tid))
 		return false;
 	return true;
 }
 
-static __always_inline bool filter_wants_comm(const char *comm)
+static OWN_FRAME bool filter_wants_comm(const char *comm)
 {
-	if (!filter_comm_len)
-		return true;
-	for (u32 start = 0; start < TASK_COMM_LEN; start++) {
-		u32 same = 0;
+	u32 places = filter_comm_begin;
 
-		for (u32 i = 0; i < TASK_COMM_LEN && start + i < TASK_COMM_LEN; i++) {
-			if (i >= filter_comm_len || comm[start + i] != filter_comm[i])
-				break;
-			same++;
-		}
-		if (same == filter_comm_len)
-			return true;
+	for (u32 i = 0; i < TASK_COMM_LEN && comm[i]; i++) {
+		places = (places & filter_comm_steps[(u8)comm[i]]) << 1 | (places & filter_comm_stars);
+		/* A star also stands for nothing. */
+		places |= (places & filter_comm_stars) << 1;
+		if (!places)
+			return false;
 	}
-	return false;
+	return places & filter_comm_end;
 }
 
-/* The cgroup of a task in the hierarchy of the one wanted. */
-static __always_inline struct cgroup *filter_cgroup_of(struct task_struct *task)
-{
-	struct css_set *css_set = BPF_CORE_READ(task, cgroups);
-	struct cgroup_subsys_state *state = NULL;
+/* Levels of a hierarchy that are looked at; common::target refuses what lies deeper. */
+#define FILTER_CGROUP_LEVELS 32
 
-	if (filter_cgroup_controller < 0)
-		return BPF_CORE_READ(css_set, dfl_cgrp);
-	bpf_core_read(&state, sizeof(state), &css_set->subsys[filter_cgroup_controller]);
-	return BPF_CORE_READ(state, cgroup);
+static OWN_FRAME bool filter_wants_cgroup_itself(struct cgroup *cgroup)
+{
+	u64 leaf, id;
+	u8 wanted = 0, *verdict;
+
+	if (filter_cgroup)
+		return cgroup_ancestor_id(cgroup, filter_cgroup_level) == filter_cgroup;
+	leaf = BPF_CORE_READ(cgroup, kn, id);
+	verdict = bpf_map_lookup_elem(&filter_cgroup_verdicts, &leaf);
+	if (verdict)
+		return *verdict;
+	for (u32 level = 0; level < FILTER_CGROUP_LEVELS; level++) {
+		id = cgroup_ancestor_id(cgroup, level);
+		if (!id)
+			break;
+		if (bpf_map_lookup_elem(&filter_cgroup_ids, &id)) {
+			wanted = 1;
+			break;
+		}
+	}
+	bpf_map_update_elem(&filter_cgroup_verdicts, &leaf, &wanted, BPF_ANY);
+	return wanted;
+}
+
+static __always_inline bool filter_by_cgroup(void)
+{
+	return filter_cgroup || filter_many_cgroups;
 }
 
 static __always_inline bool filter_wants_cgroup(struct task_struct *task)
 {
-	if (!filter_cgroup)
-		return true;
-	return cgroup_ancestor_id(filter_cgroup_of(task), filter_cgroup_level) == filter_cgroup;
+	return !filter_by_cgroup() || filter_wants_cgroup_itself(cgroup_of(task, filter_cgroup_controller));
 }
 
 /* BCC's pinned maps hold the v2 cgroup and the mount namespace of the task. */
@@ -118,7 +160,7 @@ static __always_inline bool filter_wants_pinned(struct task_struct *task)
 	return true;
 }
 
-/* All filters, the cheapest first, for a task that is not current. */
+/* All filters, the cheapest first, for a task that is not current. What is known of one that is wanted is noted. */
 static __always_inline bool filter_wants_task(struct task_struct *task)
 {
 	bool ids = filter_tgid || filter_tid || filter_self || filter_many || filter_many_tids;
@@ -129,14 +171,18 @@ static __always_inline bool filter_wants_task(struct task_struct *task)
 		return false;
 	if (filter_ppid && (u32)BPF_CORE_READ(task, real_parent, tgid) != filter_ppid)
 		return false;
-	if (filter_comm_len) {
+	if (filter_comm_end) {
 		char comm[TASK_COMM_LEN];
 
 		bpf_core_read(&comm, sizeof(comm), &task->comm);
 		if (!filter_wants_comm(comm))
 			return false;
 	}
-	return filter_wants_cgroup(task) && filter_wants_pinned(task);
+	if (!filter_wants_cgroup(task) || !filter_wants_pinned(task))
+		return false;
+	if (want_subjects)
+		subject_note(task);
+	return true;
 }
 
 /* The same for an event that is about current, with helpers that cost less. */
@@ -148,20 +194,46 @@ static __always_inline bool filter_wants_current(void)
 		return false;
 	if (filter_uid != ANY_ID && (u32)bpf_get_current_uid_gid() != filter_uid)
 		return false;
-	if (filter_ppid || filter_cgroup || filter_cgroupmap || filter_mntnsmap) {
-		struct task_struct *task = (void *)bpf_get_current_task();
-
-		if (filter_ppid && (u32)BPF_CORE_READ(task, real_parent, tgid) != filter_ppid)
-			return false;
-		if (!filter_wants_cgroup(task) || !filter_wants_pinned(task))
-			return false;
-	}
-	if (filter_comm_len) {
+	if (filter_comm_end) {
 		char comm[TASK_COMM_LEN];
 
 		bpf_get_current_comm(&comm, sizeof(comm));
 		if (!filter_wants_comm(comm))
 			return false;
 	}
+	if (filter_ppid || filter_by_cgroup() || filter_cgroupmap || filter_mntnsmap || want_subjects) {
+		struct task_struct *task = (void *)bpf_get_current_task();
+
+		if (filter_ppid && (u32)BPF_CORE_READ(task, real_parent, tgid) != filter_ppid)
+			return false;
+		if (!filter_wants_cgroup(task) || !filter_wants_pinned(task))
+			return false;
+		if (want_subjects)
+			subject_note(task);
+	}
 	return true;
+}
+
+/*
+ * The children of processes in filter_tgids belong there too. common::load loads these two where --follow asks for it.
+ */
+TRACEPOINT_HOOK(filter_fork, sched_process_fork, struct task_struct *parent, struct task_struct *child)
+{
+	u32 tgid = FIELD(child, tgid), parent_tgid = FIELD(parent, tgid);
+	u8 wanted = 1;
+
+	if (tgid == (u32)FIELD(child, pid) && bpf_map_lookup_elem(&filter_tgids, &parent_tgid) &&
+	    bpf_map_update_elem(&filter_tgids, &tgid, &wanted, BPF_ANY))
+		count_lost(LOST_STATE);
+	return 0;
+}
+
+/* Not sched_process_exit: what a process holds is closed only after that. */
+TRACEPOINT_HOOK(filter_free, sched_process_free, struct task_struct *task)
+{
+	u32 tgid = FIELD(task, tgid);
+
+	if (tgid == (u32)FIELD(task, pid))
+		bpf_map_delete_elem(&filter_tgids, &tgid);
+	return 0;
 }

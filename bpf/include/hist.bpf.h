@@ -20,6 +20,7 @@ struct hist_cell {
 
 struct hist_key {
 	u64 id;
+	u64 group;
 	u32 slot;
 	u32 unused;
 };
@@ -32,7 +33,7 @@ struct {
 	__type(value, struct hist_cell);
 } hist SEC(".maps");
 
-/* A histogram per id: sparse, memory only for the cells that were hit. */
+/* A histogram per id and group of tasks (subject.bpf.h): sparse, memory only for the cells that were hit. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
@@ -74,10 +75,10 @@ static __always_inline u32 hist_slot(u64 value)
 	return ((log - 3) << 4) | ((value >> (log - 4)) & 15);
 }
 
-/* Count `value`; under `id` where the histogram is keyed. True when this was the first value of its cell. */
-static __always_inline bool hist_add(u64 id, u64 value)
+/* Count `value`; under `id` and `group` where histograms are keyed. True when this was the first value of its cell. */
+static __always_inline bool hist_add(u64 id, u64 group, u64 value)
 {
-	struct hist_key key = { .id = id, .slot = hist_slot(value) };
+	struct hist_key key = { .id = id, .group = group, .slot = hist_slot(value) };
 	struct hist_cell *cell;
 
 	if (!hist_keyed) {

@@ -6,19 +6,26 @@ use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, execvp, fork, pipe2, read, write};
 
-use crate::out::fail;
 use crate::proc;
 use crate::text::Text;
+
+/// How long a command that was told to end may take to do so.
+const PATIENCE_MS: u16 = 1000;
 
 /// A process that will become a command once it is released.
 pub struct Child {
     pid: Pid,
+    program: CString,
     gate: Option<OwnedFd>,
+    /// Gets the error where it cannot become the command, and is closed where it does.
+    refusal: OwnedFd,
     pidfd: OwnedFd,
+    told: bool,
 }
 
 impl Child {
@@ -31,7 +38,8 @@ impl Child {
         let Some(program) = argv.first() else {
             bail!("no command to run");
         };
-        let (reader, writer) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("cannot make a pipe")?;
+        let pipe = || pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("cannot make a pipe");
+        let ((reader, writer), (refusal, refused)) = (pipe()?, pipe()?);
         // SAFETY: the tools are single-threaded, so the child may go on running ordinary code.
         match unsafe { fork() }.context("cannot fork")? {
             ForkResult::Child => {
@@ -42,12 +50,12 @@ impl Child {
                 }
                 let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
                 let error = execvp(program, &argv).err().unwrap_or(Errno::UnknownErrno);
-                fail(format_args!("cannot run {}: {error}", Text::new(program.as_bytes())));
+                let _ = write(&refused, &(error as i32).to_ne_bytes());
                 std::process::exit(127);
             }
             ForkResult::Parent { child } => {
                 let pidfd = proc::pidfd(child.as_raw() as u32)?;
-                Ok(Self { pid: child, gate: Some(writer), pidfd })
+                Ok(Self { pid: child, program: program.clone(), gate: Some(writer), refusal, pidfd, told: false })
             }
         }
     }
@@ -65,22 +73,50 @@ impl Child {
     /// Let it become the command.
     ///
     /// # Errors
-    /// When it has died meanwhile.
+    /// When there is no such command, or it has died meanwhile.
     pub fn release(&mut self) -> Result<()> {
-        if let Some(gate) = self.gate.take() {
-            write(&gate, &[1]).context("the command has gone")?;
+        let Some(gate) = self.gate.take() else { return Ok(()) };
+        write(&gate, &[1]).context("the command has gone")?;
+        let mut error = [0; 4];
+        match read(&self.refusal, &mut error) {
+            Ok(4) => {
+                let error = Errno::from_raw(i32::from_ne_bytes(error));
+                bail!("cannot run {}: {}", Text::new(self.program.as_bytes()), error.desc())
+            }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Pass a signal on that the tool got, unless the command got it too.
+    pub(crate) fn tell(&mut self, signal: Signal, knows: bool) {
+        self.told = true;
+        if !knows {
+            self.signal(signal);
+        }
+    }
+
+    /// Whether a signal was passed on before.
+    pub(crate) fn was_told(&self) -> bool {
+        self.told
+    }
+
+    fn signal(&self, signal: Signal) {
+        // It may have ended meanwhile.
+        let _ = kill(self.pid, signal);
     }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
         self.gate.take();
-        // The command lives as long as the tool that was asked to run it. It may have ended, and then this is refused.
-        let _ = kill(self.pid, Signal::SIGTERM);
+        // The command lives as long as the tool that was asked to run it.
+        self.signal(Signal::SIGTERM);
         // A tool may have stopped it, and a stopped process does not end.
-        let _ = kill(self.pid, Signal::SIGCONT);
+        self.signal(Signal::SIGCONT);
+        let mut ended = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut ended, PATIENCE_MS) != Ok(1) {
+            self.signal(Signal::SIGKILL);
+        }
         let _ = waitpid(self.pid, None);
     }
 }
@@ -98,8 +134,12 @@ mod tests {
         drop(Child::hold(&command("never")).unwrap());
         let mut child = Child::hold(&command("once")).unwrap();
         child.release().unwrap();
-        let mut ready = [nix::poll::PollFd::new(child.pidfd(), nix::poll::PollFlags::POLLIN)];
-        nix::poll::poll(&mut ready, 5000u16).unwrap();
+        poll(&mut [PollFd::new(child.pidfd(), PollFlags::POLLIN)], 5000u16).unwrap();
         assert_eq!(std::fs::read_to_string(file.path()).unwrap(), "once\n");
+        let mut missing = Child::hold(&["/nowhere/command".into()]).unwrap();
+        assert_eq!(
+            missing.release().unwrap_err().to_string(),
+            "cannot run /nowhere/command: No such file or directory"
+        );
     }
 }

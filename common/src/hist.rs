@@ -12,6 +12,7 @@ use crate::cli::{self, Format};
 use crate::load::Knobs;
 use crate::out::Out;
 use crate::schema::{Field, Kind};
+use crate::subject::Subjects;
 use crate::table;
 use crate::text::Text;
 use crate::time;
@@ -144,13 +145,26 @@ pub struct Reader {
     unit: Unit,
     keyed: bool,
     cumulative: bool,
-    seen: HashMap<(u64, u32), Cell>,
+    subjects: Option<Subjects>,
+    seen: HashMap<Place, Cell>,
+}
+
+/// Where in `hist_by_id` a cell is: id, group of tasks, slot.
+type Place = (u64, u64, u32);
+
+/// What one of several histograms is of. Groups of tasks that have the same name are one.
+#[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Of {
+    /// The id that the program gave it.
+    pub id: u64,
+    /// What `--by` asks for, and its name.
+    pub group: Option<(&'static str, String)>,
 }
 
 impl Reader {
     /// A reader of `hist`, or where the program keeps one for each id, of `hist_by_id`.
     pub fn new(unit: Unit, keyed: bool) -> Self {
-        Self { unit, keyed, cumulative: false, seen: HashMap::new() }
+        Self { unit, keyed, cumulative: false, subjects: None, seen: HashMap::new() }
     }
 
     /// The same, which reads all that came since the start each time.
@@ -158,15 +172,22 @@ impl Reader {
         Self { cumulative, ..self }
     }
 
-    /// The distributions since the last call, by id (0 where there is only one), empty ones left out.
+    /// The same, of groups of tasks where those are asked for.
+    pub fn of(self, subjects: Option<Subjects>) -> Self {
+        Self { subjects, ..self }
+    }
+
+    /// The distributions since the last call, by what they are of, empty ones left out.
     ///
     /// # Errors
     /// When the kernel does not let the map be read.
-    pub fn read(&mut self, object: &Object) -> Result<BTreeMap<u64, Histogram>> {
+    pub fn read(&mut self, object: &Object) -> Result<BTreeMap<Of, Histogram>> {
         let mut histograms = BTreeMap::new();
-        for ((id, slot), now) in self.cells(object)? {
-            let before =
-                if self.cumulative { Cell::default() } else { self.seen.insert((id, slot), now).unwrap_or_default() };
+        for ((id, group, slot), now) in self.cells(object)? {
+            let before = match self.cumulative {
+                true => Cell::default(),
+                false => self.seen.insert((id, group, slot), now).unwrap_or_default(),
+            };
             let count = now.count.saturating_sub(before.count);
             if count == 0 {
                 continue;
@@ -178,24 +199,26 @@ impl Reader {
                 _ if now.max > before.max => now.max,
                 _ => (self.unit.low_ns(slot + 1) as u64).min(now.max),
             };
-            let histogram =
-                histograms.entry(id).or_insert_with(|| Histogram { unit: self.unit, cells: BTreeMap::new() });
-            histogram.cells.insert(slot, Cell { count, sum, max });
+            let name = self.subjects.as_ref().and_then(|subjects| Some((subjects.by()?.key(), subjects.group(group)?)));
+            let of = Of { id, group: name.map(|(key, name)| (key, name.to_string())) };
+            let histogram = histograms.entry(of).or_insert_with(|| Histogram::new(self.unit));
+            histogram.cells.entry(slot).or_default().add(Cell { count, sum, max });
         }
         Ok(histograms)
     }
 
-    fn cells(&self, object: &Object) -> Result<Vec<((u64, u32), Cell)>> {
+    fn cells(&self, object: &Object) -> Result<Vec<(Place, Cell)>> {
         let name = if self.keyed { "hist_by_id" } else { "hist" };
         let map =
             object.maps().find(|map| map.name() == name).with_context(|| format!("the object has no map {name}"))?;
         let mut cells = Vec::new();
         if self.keyed {
             for (key, value) in table::read_bytes(&map)? {
-                let (Some(id), Some(slot)) = (key.first_chunk(), key.get(8..).and_then(|key| key.first_chunk())) else {
-                    continue;
-                };
-                cells.push(((u64::from_ne_bytes(*id), u32::from_ne_bytes(*slot)), Cell::from_bytes(&value)));
+                // struct hist_key
+                let word = |at: usize| key.get(at..)?.first_chunk().map(|chunk| u64::from_ne_bytes(*chunk));
+                let slot = key.get(16..).and_then(|key| key.first_chunk()).map(|chunk| u32::from_ne_bytes(*chunk));
+                let (Some(id), Some(group), Some(slot)) = (word(0), word(8), slot) else { continue };
+                cells.push(((id, group, slot), Cell::from_bytes(&value)));
             }
             return Ok(cells);
         }
@@ -204,7 +227,7 @@ impl Reader {
             let mut cell = Cell::default();
             per_cpu.iter().flatten().for_each(|bytes| cell.add(Cell::from_bytes(bytes)));
             if cell.count > 0 {
-                cells.push(((0, slot), cell));
+                cells.push(((0, 0, slot), cell));
             }
         }
         Ok(cells)
@@ -386,7 +409,7 @@ impl Histograms {
     }
 
     /// Print one interval; `label` says what an id stands for, beside or (for a key that is not a number) instead of it.
-    pub fn print(&self, out: &mut Out, by_id: &BTreeMap<u64, Histogram>, label: impl Fn(u64) -> Option<Text<'static>>) {
+    pub fn print(&self, out: &mut Out, by_id: &BTreeMap<Of, Histogram>, label: impl Fn(u64) -> Option<Text<'static>>) {
         self.print_sections(out, by_id, |id| {
             let key = self.key?;
             let label = label(id).map(|text| text.to_string());
@@ -400,13 +423,13 @@ impl Histograms {
     pub fn print_sections(
         &self,
         out: &mut Out,
-        by_id: &BTreeMap<u64, Histogram>,
+        by_id: &BTreeMap<Of, Histogram>,
         section: impl Fn(u64) -> Option<Section>,
     ) {
         if out.format() == Format::Json {
-            let entry = |(id, histogram): (&u64, &Histogram)| {
+            let entry = |(of, histogram): (&Of, &Histogram)| {
                 let mut object = histogram.to_json(&self.percentiles);
-                for (key, value) in section(*id).into_iter().flat_map(|section| section.fields) {
+                for (key, value) in titled(of, &section).into_iter().flat_map(|section| section.fields) {
                     object[key] = value;
                 }
                 object
@@ -426,8 +449,8 @@ impl Histograms {
         if by_id.is_empty() {
             out.text(format!("{:>5}count 0\n", ""));
         }
-        for (id, histogram) in by_id {
-            if let Some(section) = section(*id) {
+        for (of, histogram) in by_id {
+            if let Some(section) = titled(of, &section) {
                 out.text(section.title + "\n");
             }
             out.text(histogram.to_text(&self.percentiles) + "\n");
@@ -438,19 +461,29 @@ impl Histograms {
     }
 
     /// A line for each slot that is not empty, with what the histogram is of.
-    fn print_csv(&self, out: &mut Out, by_id: &BTreeMap<u64, Histogram>, section: impl Fn(u64) -> Option<Section>) {
+    fn print_csv(&self, out: &mut Out, by_id: &BTreeMap<Of, Histogram>, section: impl Fn(u64) -> Option<Section>) {
         if !self.header_printed.replace(true) {
             out.text("time_unix_ns,of,low_ns,high_ns,count\n");
         }
         let time_ns = time::unix_now_ns();
-        for (id, histogram) in by_id {
-            let of = section(*id).map(|section| section.title.replace('"', "\"\"")).unwrap_or_default();
+        for (of, histogram) in by_id {
+            let of = titled(of, &section).map(|section| section.title.replace('"', "\"\"")).unwrap_or_default();
             for (slot, cell) in &histogram.cells {
                 let (low, high) = (histogram.unit.low_ns(*slot).ceil(), histogram.unit.low_ns(slot + 1).ceil());
                 out.text(format!("{time_ns},\"{of}\",{low:.0},{high:.0},{}\n", cell.count));
             }
         }
     }
+}
+
+/// What stands above a histogram: what the tool says of its id, and its group.
+fn titled(of: &Of, section: impl Fn(u64) -> Option<Section>) -> Option<Section> {
+    let Some((key, name)) = &of.group else { return section(of.id) };
+    let own = section(of.id);
+    let title = own.iter().fold(String::new(), |_, own| own.title.clone() + "\t") + &format!("{key} = {name}");
+    let mut fields = own.map(|own| own.fields).unwrap_or_default();
+    fields.insert((*key).to_owned(), json!(name));
+    Some(Section { title, fields })
 }
 
 /// Three significant digits, or all digits of a whole number.

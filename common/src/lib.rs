@@ -4,17 +4,21 @@
 //! events and intervals; what it says goes out through [`out`], which alone escapes text of the traced system.
 
 pub mod app;
+pub mod cgroup;
 pub mod child;
 pub mod cli;
 pub mod disk;
 pub mod elf;
 pub mod export;
 pub mod fault;
+pub mod glob;
 pub mod hist;
 pub mod kernel;
 pub mod load;
 pub mod lost;
+pub mod node;
 pub mod out;
+pub mod pattern;
 pub mod proc;
 pub mod progress;
 pub mod prologue;
@@ -23,6 +27,7 @@ pub mod sample;
 pub mod schema;
 pub mod session;
 pub mod stack;
+pub mod subject;
 pub mod symbol;
 pub mod table;
 pub mod target;

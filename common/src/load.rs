@@ -17,6 +17,7 @@ use crate::cli::{Tool, Transport};
 use crate::fault::{unsupported, usage};
 use crate::kernel::{self, Btf};
 use crate::out::warn;
+use crate::subject::Subjects;
 use crate::target::Target;
 
 /// How a program can be hooked into the kernel, in the order of preference.
@@ -129,6 +130,9 @@ pub struct Loaded<S> {
     pub(crate) programs: Vec<String>,
     pub(crate) perf: bool,
     pub(crate) plan: Plan,
+    pub(crate) target: RefCell<Target>,
+    /// What is known of processes and groups, where the options ask for it.
+    pub subjects: Option<Subjects>,
 }
 
 /// The program for a hook, and why better ones were refused.
@@ -265,11 +269,12 @@ impl Loader {
         &self,
         mut open: O,
         hooks: &[Hook],
-        target: &Target,
+        target: Target,
     ) -> Result<Loaded<O::Output>> {
         let object = open.open_object_mut();
         let (mut programs, mut plan) = (Vec::new(), Plan::default());
-        for hook in hooks {
+        let following: &[Hook] = if target.follow { &[hook("filter_fork"), hook("filter_free")] } else { &[] };
+        for hook in following.iter().chain(hooks) {
             match self.choose(object, hook) {
                 Ok(choice) => {
                     if let (Some(refused), None) = (choice.refused.first(), &self.tool.hook) {
@@ -309,10 +314,20 @@ impl Loader {
         self.prepare_maps(object, has_storage)?;
         self.guard_from_preemption(object)?;
         target.apply(object)?;
+        target.wish.apply(object)?;
         let skel = open.load().map_err(|error| self.explain(&error))?;
         target.fill(skel.object())?;
         plan.degraded = self.degraded.take();
-        Ok(Loaded { skel, tool: self.tool.clone(), programs, perf: self.perf, plan })
+        let subjects = Subjects::of(skel.object(), &target.wish)?;
+        Ok(Loaded {
+            skel,
+            tool: self.tool.clone(),
+            programs,
+            perf: self.perf,
+            plan,
+            target: RefCell::new(target),
+            subjects,
+        })
     }
 
     /// The hooks of the first of several ways of which the kernel accepts all. `--hook` may name one of the hooks of a

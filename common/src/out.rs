@@ -1,6 +1,7 @@
 //! The one way out: rows, tables and histograms as text, JSON or CSV.
 
-use std::fmt::Display;
+use std::borrow::Cow;
+use std::fmt::{self, Display, Formatter};
 use std::io::{self, IsTerminal, Write};
 
 use anyhow::Result;
@@ -11,6 +12,7 @@ use crate::app;
 use crate::cli::{Format, Output};
 use crate::lost::Lost;
 use crate::schema::Kind;
+use crate::subject::Subjects;
 use crate::text::Text;
 use crate::time::TimeFormat;
 
@@ -98,6 +100,14 @@ pub enum Cell<'a> {
     Flag(&'a str, bool),
     /// Not known: `-` in text, null in JSON, empty in CSV.
     Unknown,
+}
+
+impl Display for Cell<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let mut text = Vec::new();
+        self.text(&mut text, TimeFormat::Local);
+        f.write_str(&String::from_utf8_lossy(&text))
+    }
 }
 
 impl Cell<'_> {
@@ -374,13 +384,58 @@ pub struct Rows {
     columns: Vec<(Column, bool)>,
     header_due: bool,
     line: Vec<u8>,
+    more: Option<More>,
+}
+
+/// What is said of processes besides the tool's own columns.
+struct More {
+    subjects: Subjects,
+    /// Which cell holds the process.
+    pid: usize,
+    /// Where their columns stand: before the last of the tool's own, which is as wide as it gets.
+    at: usize,
+    /// Which of what is shown has no column of the tool's own.
+    new: Vec<bool>,
 }
 
 impl Rows {
     /// Rows of `columns`, of which text shows those for which `shown` holds; JSON and CSV have all.
     pub fn new(columns: &[Column], shown: impl Fn(&str) -> bool) -> Self {
         let columns = columns.iter().map(|column| (*column, shown(column.key))).collect();
-        Self { columns, header_due: true, line: Vec::new() }
+        Self { columns, header_due: true, line: Vec::new(), more: None }
+    }
+
+    /// The same, with what is asked for of the process in the column `pid`.
+    pub fn about(mut self, subjects: Option<&Subjects>) -> Self {
+        let pid = self.columns.iter().position(|(column, _)| column.key == "pid");
+        let (Some(subjects), Some(pid)) = (subjects, pid) else { return self };
+        let last = self.columns.iter().rposition(|(_, shown)| *shown).unwrap_or(self.columns.len());
+        let mut new = Vec::new();
+        for attribute in subjects.show().iter().rev() {
+            let column = attribute.column();
+            let own = self.columns.iter_mut().find(|(own, _)| own.key == column.key);
+            new.insert(0, own.is_none());
+            match own {
+                Some((_, shown)) => *shown = true,
+                None => self.columns.insert(last, (column, true)),
+            }
+        }
+        self.more = Some(More { subjects: subjects.clone(), pid, at: last, new });
+        self
+    }
+
+    /// A row with what is said of its process.
+    fn completed<'a, 'c>(&self, cells: &'c [Cell<'a>]) -> Cow<'c, [Cell<'a>]> {
+        let Some(more) = &self.more else { return Cow::Borrowed(cells) };
+        let mut cells = cells.to_vec();
+        let pid = match &cells[more.pid] {
+            Cell::Uint(pid) => *pid as u32,
+            // Whose it is is not known.
+            _ => 0,
+        };
+        let said = more.subjects.cells(pid).into_iter().zip(&more.new).filter(|(_, new)| **new).map(|(cell, _)| cell);
+        cells.splice(more.at..more.at, said);
+        Cow::Owned(cells)
     }
 
     /// Print the heading now, before the first row.
@@ -415,6 +470,7 @@ impl Rows {
     /// # Errors
     /// When a full buffer cannot be written.
     pub fn row(&mut self, out: &mut Out, cells: &[Cell<'_>]) -> Result<()> {
+        let cells = &*self.completed(cells);
         debug_assert_eq!(cells.len(), self.columns.len());
         self.header(out);
         match out.format {
@@ -447,7 +503,7 @@ impl Rows {
         out.text(format!(",\"time_unix_ns\":{time_unix_ns},\"rows\":["));
         for (index, cells) in rows.enumerate() {
             out.text(if index == 0 { "" } else { "," });
-            self.json_fields(&mut out.pending, cells, "{");
+            self.json_fields(&mut out.pending, &self.completed(cells), "{");
         }
         out.text("]}\n");
     }

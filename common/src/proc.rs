@@ -1,5 +1,6 @@
 //! What /proc says of a process. Every reader tolerates that the process ends meanwhile.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -99,6 +100,14 @@ pub fn threads(pids: &[u32]) -> Vec<Thread> {
     let pids = if pids.is_empty() { ids("/proc".into()) } else { pids.to_vec() };
     let of = |pid: u32| ids(format!("/proc/{pid}/task")).into_iter().map(move |tid| Thread { pid, tid });
     pids.into_iter().flat_map(of).collect()
+}
+
+/// The parent of every process.
+pub fn parents() -> HashMap<u32, u32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let parent = |pid: u32| Thread { pid, tid: pid }.stat()?.1.get(1)?.parse().ok();
+    pids.filter_map(|pid: u32| Some((pid, parent(pid)?))).collect()
 }
 
 /// One line of /proc/PID/maps.

@@ -11,6 +11,7 @@ use crate::cli::{Format, Output};
 use crate::export::{Entry, ExportArgs, Shape, Sheet};
 use crate::out::{Cell, Column, Out, Rows};
 use crate::stack::{self, Stack, Stacked, Stacks, Style};
+use crate::subject::Subjects;
 use crate::time;
 
 /// Options of every tool that reports the user and kernel stacks of tasks.
@@ -72,6 +73,7 @@ pub struct StackReport {
     begun: Instant,
     begun_unix_ns: u64,
     duration: Duration,
+    subjects: Option<Subjects>,
 }
 
 impl StackReport {
@@ -92,7 +94,13 @@ impl StackReport {
             begun: Instant::now(),
             begun_unix_ns: time::unix_now_ns(),
             duration: Duration::ZERO,
+            subjects: None,
         })
+    }
+
+    /// The same, with what is asked for of processes, and split by groups of them.
+    pub fn about(self, subjects: Option<Subjects>) -> Self {
+        Self { subjects, ..self }
     }
 
     /// Where the report goes.
@@ -132,7 +140,8 @@ impl StackReport {
     ///
     /// # Errors
     /// When standard output cannot be written.
-    pub fn print(&mut self, out: &mut Out, entries: Vec<Entry>, about: Map<String, Value>) -> Result<()> {
+    pub fn print(&mut self, out: &mut Out, mut entries: Vec<Entry>, about: Map<String, Value>) -> Result<()> {
+        entries.iter_mut().for_each(|entry| self.regroup(entry));
         match self.output.format() {
             Format::Json => self.json(out, &entries, about),
             Format::Csv => self.csv(out, &entries)?,
@@ -166,6 +175,35 @@ impl StackReport {
         })
     }
 
+    /// Put a group in place of a task, where those are asked for.
+    fn regroup(&self, entry: &mut Entry) {
+        let Some(subjects) = &self.subjects else { return };
+        let (Some(pid), Some(comm)) = (self.pid(entry), self.cell(entry, "comm")) else { return };
+        let Cell::Text(comm) = comm else { return };
+        if let Some(group) = subjects.group_of(pid, comm) {
+            entry.task = group.to_string();
+            entry.roots = vec![entry.task.clone()];
+        }
+    }
+
+    fn cell<'e>(&self, entry: &'e Entry, key: &str) -> Option<&'e Cell<'static>> {
+        entry.cells.get(self.shape.columns.iter().position(|column| column.key == key)?)
+    }
+
+    fn pid(&self, entry: &Entry) -> Option<u32> {
+        match self.cell(entry, "pid")? {
+            Cell::Uint(pid) => Some(*pid as u32),
+            _ => None,
+        }
+    }
+
+    /// What is asked for of the process of an entry.
+    fn said(&self, entry: &Entry) -> Vec<(Column, Cell<'static>)> {
+        let (Some(subjects), Some(pid)) = (&self.subjects, self.pid(entry)) else { return Vec::new() };
+        let columns = subjects.show().iter().map(|attribute| attribute.column());
+        columns.zip(subjects.cells(pid)).collect()
+    }
+
     fn drawn(&self, entry: &Entry) -> u64 {
         entry.values[self.shape.drawn]
     }
@@ -173,7 +211,10 @@ impl StackReport {
     fn text(&self, out: &mut Out, entries: &[Entry]) {
         let blocks = entries.iter().map(|entry| {
             let lines = entry.stacked.lines(self.style, self.delimited);
-            let marks: String = entry.marks().map(|mark| format!(" {mark}")).collect();
+            let mut marks: String = entry.marks().map(|mark| format!(" {mark}")).collect();
+            for (column, cell) in self.said(entry) {
+                marks += &format!(" {}={cell}", column.key);
+            }
             (format!("{lines}    {:<16} {}{marks}\n", "-", entry.task), self.drawn(entry))
         });
         for (block, value) in stack::merge(blocks) {
@@ -190,12 +231,14 @@ impl StackReport {
     }
 
     fn csv(&self, out: &mut Out, entries: &[Entry]) -> Result<()> {
-        let columns: Vec<Column> = self.shape.columns.iter().copied().chain([STACK]).collect();
+        let asked = self.subjects.iter().flat_map(|subjects| subjects.show().iter().map(|asked| asked.column()));
+        let columns: Vec<Column> = self.shape.columns.iter().copied().chain(asked).chain([STACK]).collect();
         let mut rows = Rows::new(&columns, |_| true);
         rows.header(out);
         for entry in entries {
             let frames = entry.stacked.folded(self.style, self.delimited);
             let mut cells = entry.cells.clone();
+            cells.extend(self.said(entry).into_iter().map(|(_, cell)| cell));
             cells.push(Cell::Str(frames.trim_start_matches(';')));
             rows.row(out, &cells)?;
         }
@@ -207,6 +250,11 @@ impl StackReport {
             let fields = self.shape.columns.iter().zip(&entry.cells);
             let mut object: Map<String, Value> =
                 fields.map(|(column, cell)| (column.key.to_owned(), cell.value())).collect();
+            let said = self.said(entry).into_iter().map(|(column, cell)| (column.key.to_owned(), cell.value()));
+            object.extend(said);
+            if let Some(by) = self.subjects.as_ref().and_then(Subjects::by) {
+                object.insert(by.key().into(), json!(entry.task));
+            }
             for (key, stack) in [("user", &entry.stacked.user), ("kernel", &entry.stacked.kernel)] {
                 object.insert(key.into(), stack.as_ref().map_or(Value::Null, Stack::json));
             }

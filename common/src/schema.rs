@@ -6,6 +6,7 @@ use std::fmt::Write;
 use crate::app::Entry;
 use crate::lost::Lost;
 use crate::out::{Column, SCHEMA_VERSION};
+use crate::subject::{Attribute, By};
 use crate::{hist, stack};
 
 /// What a field holds.
@@ -84,22 +85,44 @@ fn of_columns(columns: &[Column]) -> Vec<Field> {
     columns.iter().map(field).collect()
 }
 
+/// The same with what `--show` adds, where it is not there anyway.
+fn shown(columns: &[Column]) -> Vec<Field> {
+    let mut fields = of_columns(columns);
+    for field in Attribute::fields() {
+        if !fields.iter().any(|known| known.key == field.key) {
+            fields.push(field.optional());
+        }
+    }
+    fields
+}
+
+/// The same with what `--by` adds.
+fn split(mut fields: Vec<Field>) -> Vec<Field> {
+    for field in By::fields() {
+        if !fields.iter().any(|known| known.key == field.key) {
+            fields.push(field.optional());
+        }
+    }
+    fields
+}
+
 /// A line for each event, of a tool that prints rows.
 pub fn events(columns: &[Column]) -> Vec<Record> {
-    vec![Record { what: "for each event", fields: of_columns(columns) }]
+    vec![Record { what: "for each event", fields: shown(columns) }]
 }
 
 /// A line for each interval with all rows of its table.
 pub fn tables(columns: &[Column]) -> Vec<Record> {
     // Described once for the life of the process.
-    let rows = Vec::leak(of_columns(columns));
+    let rows = Vec::leak(split(shown(columns)));
     let fields = vec![TIME, Field::new("rows", Kind::Objects(rows), "the rows of the table")];
     vec![Record { what: "for each interval", fields }]
 }
 
 /// A line for each interval with its histograms, which `keys` tell apart.
 pub fn histograms(keys: &[Field]) -> Vec<Record> {
-    let fields: Vec<Field> = keys.iter().map(|field| field.optional()).chain(hist::FIELDS.iter().copied()).collect();
+    let keys = keys.iter().map(|field| field.optional()).collect();
+    let fields: Vec<Field> = split(keys).into_iter().chain(hist::FIELDS.iter().copied()).collect();
     let histograms = Kind::Objects(Vec::leak(fields));
     let fields =
         vec![TIME, Field::new("histograms", histograms, "one, or one for each key; those without values are left out")];
@@ -117,7 +140,7 @@ pub fn stacks(fields: &[Field], each: &[Field]) -> Vec<Record> {
 
 /// A line for each report of user and kernel stacks, whose other fields are `columns`.
 pub fn stack_report(fields: &[Field], columns: &[Column]) -> Vec<Record> {
-    let mut each = of_columns(columns);
+    let mut each = split(shown(columns));
     each.push(frames("user", "user stack, innermost frame first; null where not asked for or missed"));
     each.push(frames("kernel", "kernel stack, innermost frame first; null where not asked for or missed"));
     stacks(fields, &each)

@@ -17,6 +17,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+use crate::child::Child;
 use crate::cli::Step;
 use crate::fault::{Done, unsupported};
 use crate::load::Loaded;
@@ -199,9 +200,16 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         let sink = RefCell::new(Sink { report, error: None, events: 0 });
         let events = self.skel.object().maps().find(|map| map.name() == "events" && is_stream(map));
         let stream = events.as_ref().map(|map| self.stream(map, &sink)).transpose()?;
-        let waiter = Waiter::new(&signals, run, stream.as_ref(), until)?;
+        let mut child = self.target.borrow_mut().child.take();
+        let until = until.map(|until| until.try_clone_to_owned()).transpose().context("cannot wait for the process")?;
+        let until = match &child {
+            Some(child) => Some(child.pidfd().try_clone_to_owned().context("cannot wait for the command")?),
+            None => until,
+        };
+        let waiter = Waiter::new(&signals, run, stream.as_ref(), until.as_ref().map(AsFd::as_fd))?;
 
         let mut links = self.attach_hooks()?;
+        self.target.borrow().adopt(self.skel.object())?;
         links.extend(attach(&self.skel)?);
         sink.borrow_mut().report.started()?;
         sink.borrow_mut().report.out().flush()?;
@@ -209,6 +217,9 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
             return self.print_plan();
         }
         self.tell_ready()?;
+        if let Some(child) = &mut child {
+            child.release()?;
+        }
         let mut progress = sink.borrow().report.tally().and_then(|_| Progress::begin());
         waiter.arm(run, progress.is_some())?;
 
@@ -238,6 +249,7 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
                     }
                 }
                 Wake::Closed => return Ok(()),
+                Wake::Signal if pass_on(&signals, &mut child) => continue,
                 Wake::Signal | Wake::Deadline | Wake::Until => break,
             }
         }
@@ -289,6 +301,22 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         }
         Ok(())
     }
+}
+
+/// Pass a signal on to the command that is traced, whose end is then that of the tool; false where there is none, or it
+/// was told before. What the terminal sends it sends to both.
+fn pass_on(signals: &SignalFd, child: &mut Option<Child>) -> bool {
+    let Some(running) = child else { return false };
+    let Ok(Some(info)) = signals.read_signal() else { return false };
+    if running.was_told() {
+        // Dropped, it is ended.
+        return false;
+    }
+    match Signal::try_from(info.ssi_signo as i32) {
+        Ok(signal) => running.tell(signal, info.ssi_code == libc::SI_KERNEL),
+        Err(_) => return false,
+    }
+    true
 }
 
 fn is_stream(map: &Map<'_>) -> bool {

@@ -1,22 +1,120 @@
-//! Whose events a tool reports: the user-space half of `filter.bpf.h`.
+//! Whose events a tool reports: the options that all tools share, and the user-space half of `filter.bpf.h`.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
-use libbpf_rs::btf::types::Enum;
+use clap::Args;
 use libbpf_rs::{MapCore, MapFlags, Object, OpenObject};
 
-use crate::fault::unsupported;
+use crate::cgroup::{self, Cgroup, Tree};
+use crate::child::Child;
+use crate::cli;
+use crate::fault::{unsupported, usage};
 use crate::load::Knobs;
+use crate::node::{Node, Wanted};
+use crate::pattern::Pattern;
 use crate::proc;
+use crate::subject::{Attribute, Wish};
 
 /// TASK_COMM_LEN of include/linux/sched.h, without the NUL.
 const COMM_MAX: usize = 15;
+/// Processes that --follow can follow at a time: pid_max of most systems.
+const FOLLOWED_MAX: u32 = 65536;
+/// FILTER_CGROUP_LEVELS of filter.bpf.h.
+const CGROUP_LEVELS: u32 = 32;
+
+/// Whose events are wanted. Flattened into every tool's options; [`letters`] gives them their short forms.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Whose events")]
+pub struct TargetArgs {
+    /// Only these processes
+    #[arg(long, value_name = "PID", value_delimiter = ',', value_parser = cli::pid, allow_negative_numbers = true)]
+    pub pid: Vec<u32>,
+    /// Only these threads
+    #[arg(long, value_name = "TID", value_delimiter = ',', value_parser = cli::pid, allow_negative_numbers = true)]
+    pub tid: Vec<u32>,
+    /// Only threads whose name matches this pattern, such as 'kworker/*'
+    #[arg(long, value_name = "GLOB", value_parser = comm)]
+    pub comm: Option<Pattern>,
+    /// Only this user (id or name)
+    #[arg(long, value_name = "USER", value_parser = cli::user)]
+    pub uid: Option<u32>,
+    /// What the processes of -p start too, and have started before
+    #[arg(long, requires = "pid")]
+    pub follow: bool,
+    /// Only tasks in this cgroup or below: a path, an id, or a pattern of paths
+    #[arg(long, value_name = "CGROUP", conflicts_with_all = ["unit", "container", "pod"])]
+    pub cgroup: Option<String>,
+    /// Only tasks of this systemd unit
+    #[arg(long, value_name = "UNIT", conflicts_with_all = ["container", "pod"])]
+    pub unit: Option<String>,
+    /// Only tasks in this container (id or name; docker, containerd, CRI-O, podman)
+    #[arg(long, value_name = "CONTAINER", conflicts_with = "pod")]
+    pub container: Option<String>,
+    /// Only tasks in this pod (name, or namespace/name)
+    #[arg(long, value_name = "POD")]
+    pub pod: Option<String>,
+    /// Only tasks in the cgroups of this pinned BPF map
+    #[arg(long, value_name = "PATH")]
+    pub cgroupmap: Option<PathBuf>,
+    /// Only tasks in the mount namespaces of this pinned BPF map
+    #[arg(long, value_name = "PATH")]
+    pub mntnsmap: Option<PathBuf>,
+    /// Whether to leave out what the tool itself does
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub exclude_self: Option<bool>,
+    /// Say more of each process: its container, pod, unit or cgroup, user, parent, or its id in its PID namespace
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    pub show: Vec<Attribute>,
+    /// Run this command, and trace only it and what it starts, from the first instruction
+    #[arg(last = true, value_name = "COMMAND", conflicts_with_all = ["pid", "follow"])]
+    pub traced_command: Vec<OsString>,
+}
+
+/// Give the options of [`TargetArgs`] the letters that a tool has not given to others.
+pub fn letters(command: clap::Command) -> clap::Command {
+    // -L is what BCC's profile calls a thread.
+    [("pid", 'p'), ("tid", 't'), ("tid", 'L'), ("uid", 'u'), ("cgroup", 'c')].into_iter().fold(
+        command,
+        |command, (id, letter)| {
+            let is_ours = command.get_arguments().any(|arg| arg.get_id() == id);
+            let is_taken = command.get_arguments().any(|arg| {
+                arg.get_short() == Some(letter) || arg.get_all_short_aliases().is_some_and(|all| all.contains(&letter))
+            });
+            match is_ours && !is_taken {
+                true => command.mut_arg(id, |arg| match arg.get_short() {
+                    None => arg.short(letter),
+                    Some(_) => arg.visible_short_alias(letter),
+                }),
+                false => command,
+            }
+        },
+    )
+}
+
+fn comm(text: &str) -> Result<Pattern, String> {
+    let pattern = Pattern::parse(text)?;
+    if pattern.least > COMM_MAX {
+        return Err(format!("matches nothing: a name has at most {COMM_MAX} bytes"));
+    }
+    Ok(pattern)
+}
+
+/// Parse a part of a name, as BCC's `-n NAME` takes it.
+///
+/// # Errors
+/// Where no name can contain it.
+pub fn part_of_comm(text: &str) -> Result<Pattern, String> {
+    if text.len() > COMM_MAX {
+        return Err(format!("matches nothing: a name has at most {COMM_MAX} bytes"));
+    }
+    Pattern::containing(text)
+}
 
 /// The tasks whose events are wanted. Empty means all.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub struct Target {
     /// Processes.
     pub pids: Vec<u32>,
@@ -26,48 +124,140 @@ pub struct Target {
     pub uid: Option<u32>,
     /// The parent of the processes wanted.
     pub ppid: Option<u32>,
-    /// Part of the command name.
-    pub comm: Option<String>,
-    /// A cgroup directory; its descendants count too.
-    pub cgroup: Option<PathBuf>,
+    /// Names.
+    pub comm: Option<Pattern>,
+    /// Control groups of one hierarchy; their descendants count too.
+    pub cgroups: Vec<Cgroup>,
     /// BCC's pinned map of cgroup ids.
     pub cgroupmap: Option<PathBuf>,
     /// BCC's pinned map of mount namespaces.
     pub mntnsmap: Option<PathBuf>,
     /// Leave out the tool's own events.
     pub exclude_self: bool,
+    /// What the processes start, too.
+    pub follow: bool,
+    /// What to say of them.
+    pub wish: Wish,
+    /// The command that is one of the processes; it runs once everything is attached.
+    pub(crate) child: Option<Child>,
 }
 
 impl Target {
-    /// Check that what was asked for exists, and set the constants and maps of an object that is about to be loaded.
+    /// What the options ask for.
+    ///
+    /// # Errors
+    /// When something that is named does not exist, or a command cannot be started.
+    pub fn new(args: &TargetArgs) -> Result<Self> {
+        let mut target = Self {
+            pids: args.pid.clone(),
+            tids: args.tid.clone(),
+            uid: args.uid,
+            comm: args.comm.clone(),
+            cgroups: args.cgroups()?,
+            cgroupmap: args.cgroupmap.clone(),
+            mntnsmap: args.mntnsmap.clone(),
+            exclude_self: args.exclude_self.unwrap_or(false),
+            follow: args.follow,
+            wish: Wish { show: args.show.clone(), ..Wish::default() },
+            ..Self::default()
+        };
+        target.check_ids()?;
+        target.run(&args.traced_command)?;
+        Ok(target)
+    }
+
+    /// One process.
+    pub fn process(pid: u32) -> Self {
+        Self { pids: vec![pid], ..Self::default() }
+    }
+
+    /// The same for a tool that prints a line for each event, and would see itself do so.
+    ///
+    /// # Errors
+    /// As [`Target::new`].
+    pub fn of_stream(args: &TargetArgs) -> Result<Self> {
+        Ok(Self { exclude_self: args.exclude_self.unwrap_or(true), ..Self::new(args)? })
+    }
+
+    /// Trace this command, and what it starts; none where it is empty.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn run(&mut self, command: &[OsString]) -> Result<()> {
+        if command.is_empty() {
+            return Ok(());
+        }
+        if self.child.is_some() {
+            return Err(usage("one command can be run, not two"));
+        }
+        let child = Child::hold(command)?;
+        self.pids = vec![child.pid()];
+        self.follow = true;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Only children of this process, if it is given.
+    ///
+    /// # Errors
+    /// When it does not exist.
+    pub fn children_of(&mut self, ppid: Option<u32>) -> Result<()> {
+        self.ppid = ppid;
+        self.check_ids()
+    }
+
+    /// Whether anything is asked for but to leave out the tool itself.
+    pub fn is_some(&self) -> bool {
+        !self.pids.is_empty() || self.is_beyond_tgid()
+    }
+
+    /// Whether anything is asked for but processes and to leave out the tool itself.
+    fn is_beyond_tgid(&self) -> bool {
+        !self.tids.is_empty()
+            || self.uid.is_some()
+            || self.ppid.is_some()
+            || self.comm.is_some()
+            || !self.cgroups.is_empty()
+            || self.cgroupmap.is_some()
+            || self.mntnsmap.is_some()
+    }
+
+    /// Set the constants and maps of an object that is about to be loaded.
     pub(crate) fn apply(&self, object: &mut OpenObject) -> Result<()> {
+        let many = self.pids.len() > 1 || self.follow;
         for mut map in object.maps_mut() {
             let name = map.name().to_string_lossy().into_owned();
             let (wanted, pinned) = match name.as_str() {
-                "filter_tgids" => (self.pids.len() > 1, None),
+                "filter_tgids" => (many, None),
                 "filter_tids" => (self.tids.len() > 1, None),
+                "filter_cgroup_ids" | "filter_cgroup_verdicts" => (self.cgroups.len() > 1, None),
                 "filter_cgroups" => (self.cgroupmap.is_some(), self.cgroupmap.as_deref()),
                 "filter_mntnses" => (self.mntnsmap.is_some(), self.mntnsmap.as_deref()),
                 _ => continue,
             };
             map.set_autocreate(wanted)?;
+            if name == "filter_tgids" && self.follow {
+                map.set_max_entries(FOLLOWED_MAX)?;
+            }
             if let Some(path) = pinned {
                 map.reuse_pinned_map(path)
                     .with_context(|| format!("{} is not a pinned map of this kind", path.display()))?;
             }
         }
-        self.check_ids()?;
         let knobs = Knobs::of(object)?;
         let set = |name: &str, value: u32| knobs.set(name, &value.to_ne_bytes());
+        let flag = |name: &str, value: bool| knobs.set_if_there(name, &[u8::from(value)]);
+        flag("filter_active", self.is_some())?;
+        flag("filter_beyond_tgid", self.is_beyond_tgid())?;
         match self.pids[..] {
-            [] => {}
+            _ if many => flag("filter_many", true)?,
             [pid] => set("filter_tgid", pid)?,
-            _ => knobs.set("filter_many", &[1])?,
+            _ => {}
         }
         match self.tids[..] {
             [] => {}
             [tid] => set("filter_tid", tid)?,
-            _ => knobs.set("filter_many_tids", &[1])?,
+            _ => flag("filter_many_tids", true)?,
         }
         if let Some(uid) = self.uid {
             set("filter_uid", uid)?;
@@ -78,26 +268,27 @@ impl Target {
         if self.exclude_self && !self.pids.contains(&std::process::id()) {
             set("filter_self", std::process::id())?;
         }
-        if let Some(comm) = &self.comm {
-            if comm.is_empty() || comm.len() > COMM_MAX {
-                bail!("a command name has 1 to {COMM_MAX} bytes, so '{comm}' matches nothing");
-            }
-            let mut bytes = [0; COMM_MAX + 1];
-            bytes[..comm.len()].copy_from_slice(comm.as_bytes());
-            knobs.set("filter_comm", &bytes)?;
-            set("filter_comm_len", comm.len() as u32)?;
+        if let Some(pattern) = &self.comm {
+            set("filter_comm_begin", pattern.begin)?;
+            set("filter_comm_stars", pattern.stars)?;
+            set("filter_comm_end", pattern.end)?;
+            knobs.set("filter_comm_steps", &pattern.steps.map(u32::to_ne_bytes).concat())?;
         }
-        if let Some(path) = &self.cgroup {
-            let cgroup = Cgroup::find(path)?;
-            knobs.set("filter_cgroup", &cgroup.id.to_ne_bytes())?;
-            set("filter_cgroup_level", cgroup.level)?;
+        if let Some(cgroup) = self.cgroups.first() {
             knobs.set("filter_cgroup_controller", &cgroup.controller.to_ne_bytes())?;
+            match self.cgroups.len() {
+                1 => {
+                    knobs.set("filter_cgroup", &cgroup.id.to_ne_bytes())?;
+                    set("filter_cgroup_level", cgroup.level)?;
+                }
+                _ => flag("filter_many_cgroups", true)?,
+            }
         }
-        knobs.set_if_there("filter_cgroupmap", &[u8::from(self.cgroupmap.is_some())])?;
-        knobs.set_if_there("filter_mntnsmap", &[u8::from(self.mntnsmap.is_some())])?;
-        Ok(())
+        flag("filter_cgroupmap", self.cgroupmap.is_some())?;
+        flag("filter_mntnsmap", self.mntnsmap.is_some())
     }
 
+    /// Check that the processes and threads exist.
     fn check_ids(&self) -> Result<()> {
         for (kind, ids) in [("PID", &self.pids), ("TID", &self.tids)] {
             if let Some(id) = ids.iter().find(|id| !proc::exists(**id)) {
@@ -116,116 +307,64 @@ impl Target {
 
     /// Fill the maps of a loaded object.
     pub(crate) fn fill(&self, object: &Object) -> Result<()> {
-        for (name, ids) in [("filter_tgids", &self.pids), ("filter_tids", &self.tids)] {
-            if ids.len() < 2 {
+        let bytes = |ids: &[u32]| ids.iter().map(|id| id.to_ne_bytes().to_vec()).collect();
+        let sets: [(&str, Vec<Vec<u8>>); 3] = [
+            ("filter_tgids", bytes(&self.pids)),
+            ("filter_tids", bytes(&self.tids)),
+            ("filter_cgroup_ids", self.cgroups.iter().map(|cgroup| cgroup.id.to_ne_bytes().to_vec()).collect()),
+        ];
+        for (name, keys) in sets {
+            if keys.len() < 2 && !(self.follow && name == "filter_tgids") {
                 continue;
             }
             let map = object.maps().find(|map| map.name() == name).ok_or_else(|| anyhow!("no map {name}"))?;
-            for id in ids {
-                map.update(&id.to_ne_bytes(), &[1], MapFlags::ANY).context("too many ids")?;
+            for key in keys {
+                map.update(&key, &[1], MapFlags::ANY).context("too many to filter by")?;
             }
         }
         Ok(())
     }
-}
 
-/// A control group as `filter.bpf.h` tests for it.
-#[derive(Debug, Eq, PartialEq)]
-struct Cgroup {
-    /// Inode number of its directory, which is its id since 5.5.
-    id: u64,
-    /// Depth below the root of its hierarchy.
-    level: u32,
-    /// Index of its v1 controller, or -1 in the v2 hierarchy.
-    controller: i32,
-}
-
-impl Cgroup {
-    fn find(path: &Path) -> Result<Self> {
-        let canonical = path.canonicalize().with_context(|| format!("no such cgroup: {}", path.display()))?;
-        let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
-        let mount = CgroupMount::holding(&mounts, &canonical)
-            .ok_or_else(|| anyhow!("{} is not in a cgroup hierarchy", path.display()))?;
-        let below = canonical.strip_prefix(&mount.point)?.components().count();
-        let above = mount.root.components().count().saturating_sub(1);
-        Ok(Self {
-            id: fs::metadata(&canonical)?.ino(),
-            level: (above + below) as u32,
-            controller: mount.controllers.map_or(Ok(-1), |names| controller_index(&names))?,
-        })
-    }
-}
-
-/// A mounted cgroup hierarchy.
-#[derive(Debug, Eq, PartialEq)]
-struct CgroupMount {
-    point: PathBuf,
-    /// Which directory of the hierarchy is mounted there.
-    root: PathBuf,
-    /// The controllers of a v1 hierarchy, or `None` for v2.
-    controllers: Option<Vec<String>>,
-}
-
-impl CgroupMount {
-    /// The innermost cgroup mount of /proc/self/mountinfo text that holds `path`.
-    fn holding(mountinfo: &str, path: &Path) -> Option<Self> {
-        let parse = |line: &str| {
-            let (before, after) = line.split_once(" - ")?;
-            let mut before = before.split(' ').skip(3);
-            let (root, point) = (unescape(before.next()?), unescape(before.next()?));
-            let mut after = after.split(' ');
-            let controllers = match after.next()? {
-                "cgroup2" => None,
-                "cgroup" => Some(after.nth(1)?.split(',').map(str::to_owned).collect()),
-                _ => return None,
-            };
-            Some(Self { point: point.into(), root: root.into(), controllers })
+    /// Add to those followed what they have started before: the hooks see only what they start from now on.
+    pub(crate) fn adopt(&self, object: &Object) -> Result<()> {
+        let Some(map) = object.maps().find(|map| map.name() == "filter_tgids").filter(|_| self.follow) else {
+            return Ok(());
         };
-        let mounts = mountinfo.lines().filter_map(parse).filter(|mount| path.starts_with(&mount.point));
-        mounts.max_by_key(|mount| mount.point.components().count())
+        let mut followed: HashSet<u32> = self.pids.iter().copied().collect();
+        loop {
+            let parents: HashMap<u32, u32> = proc::parents();
+            let is_new = |pid: &u32| {
+                let is_below = |pid: &u32| parents.get(pid).is_some_and(|parent| followed.contains(parent));
+                !followed.contains(pid) && is_below(pid)
+            };
+            let new: Vec<u32> = parents.keys().copied().filter(is_new).collect();
+            if new.is_empty() {
+                return Ok(());
+            }
+            for pid in &new {
+                map.update(&pid.to_ne_bytes(), &[1], MapFlags::ANY).context("too many processes to follow")?;
+            }
+            followed.extend(new);
+        }
     }
 }
 
-/// Undo the octal escapes of mountinfo.
-fn unescape(field: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(field.to_owned(), |text, (from, to)| text.replace(from, to))
-}
+impl TargetArgs {
+    /// The cgroups of whatever names them.
+    fn cgroups(&self) -> Result<Vec<Cgroup>> {
+        let cgroups = match (&self.cgroup, self.wanted()) {
+            (Some(text), _) => cgroup::matching(text)?,
+            (None, Some(wanted)) => Node::here().select(&mut Tree::open()?, &wanted)?,
+            (None, None) => Vec::new(),
+        };
+        if let Some(deep) = cgroups.iter().find(|cgroup| cgroups.len() > 1 && cgroup.level >= CGROUP_LEVELS) {
+            bail!("{} lies more than {CGROUP_LEVELS} levels deep: name it alone", deep.path.display());
+        }
+        Ok(cgroups)
+    }
 
-/// The index of the first of these v1 controllers that the kernel's `enum cgroup_subsys_id` names.
-fn controller_index(names: &[String]) -> Result<i32> {
-    let btf = libbpf_rs::btf::Btf::from_vmlinux().context("cannot read the kernel's types")?;
-    let ids = btf.type_by_name::<Enum<'_>>("cgroup_subsys_id").context("the kernel has no cgroup controllers")?;
-    let members: Vec<(String, i64)> = ids
-        .iter()
-        .filter_map(|member| Some((member.name?.to_str()?.strip_suffix("_cgrp_id")?.to_owned(), member.value)))
-        .collect();
-    names
-        .iter()
-        // In v1 the io controller is called blkio; it alone has two names (cgroup_subsys.legacy_name).
-        .map(|name| if name == "blkio" { "io" } else { name })
-        .find_map(|name| members.iter().find(|(known, _)| known == name).map(|(_, value)| *value as i32))
-        .ok_or_else(|| anyhow!("a cgroup hierarchy without a controller ({}) cannot be filtered by", names.join(",")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MOUNTINFO: &str = "\
-30 1 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw
-31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime shared:1 - cgroup cgroup rw,cpu,cpuacct
-32 30 0:28 / /sys/fs/cgroup/uni\\040fied rw - cgroup2 cgroup2 rw
-33 1 0:28 /docker/abc /mnt/c rw - cgroup2 cgroup2 rw
-";
-
-    #[test]
-    fn the_hierarchy_of_a_path_is_found() {
-        let at = |path: &str| CgroupMount::holding(MOUNTINFO, Path::new(path));
-        assert_eq!(at("/sys/fs/cgroup/cpu/a").unwrap().controllers.unwrap(), ["rw", "cpu", "cpuacct"]);
-        assert_eq!(at("/sys/fs/cgroup/uni fied/a/b").unwrap().controllers, None);
-        assert_eq!(at("/mnt/c/x").unwrap().root, Path::new("/docker/abc"));
-        assert_eq!(at("/home"), None);
+    fn wanted(&self) -> Option<Wanted> {
+        let unit = self.unit.clone().map(Wanted::Unit);
+        unit.or(self.container.clone().map(Wanted::Container)).or(self.pod.clone().map(Wanted::Pod))
     }
 }

@@ -1,7 +1,6 @@
 //! biolatency: how long block I/O takes.
 
 use std::mem::MaybeUninit;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use bpf::biolatency::{BiolatencySkel, BiolatencySkelBuilder, types::block_owner};
@@ -13,7 +12,8 @@ use common::hist::{Histograms, Reader, Section, Unit};
 use common::load::{Hook, Loader, hook, way};
 use common::out::{self, Out};
 use common::session::{Report, Run};
-use common::target::Target;
+use common::subject::ByArgs;
+use common::target::{Target, TargetArgs};
 use libbpf_rs::skel::Skel;
 use serde_json::{Map, json};
 
@@ -44,9 +44,6 @@ pub struct Args {
     /// Only this disk, or the disk of this partition; --disk without a name is the same as -D
     #[arg(short, long, value_name = "DISK")]
     disk: Option<Option<String>>,
-    /// Only I/O of tasks in this cgroup or below: submitted by them, or charged to it
-    #[arg(short, long, value_name = "PATH")]
-    cgroup: Option<PathBuf>,
     /// Add a line with average, total and count below each histogram
     #[arg(short, long)]
     extension: bool,
@@ -55,6 +52,10 @@ pub struct Args {
     json_lines: bool,
     #[command(flatten)]
     histogram: cli::Histogram,
+    #[command(flatten)]
+    by: ByArgs,
+    #[command(flatten)]
+    target: TargetArgs,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -139,17 +140,17 @@ pub fn run(args: Args) -> Result<()> {
     let by_disk = args.disks || args.disk == Some(None);
     let named = args.disk.flatten().as_deref().map(disk::find).transpose()?;
     let unit = Unit::msecs_if(args.milliseconds);
-    let target = Target { cgroup: args.cgroup, ..Target::default() };
+    let mut target = Target::new(&args.target)?;
+    target.wish.by = args.by.by;
+    let is_owned = target.is_some() || args.by.by.is_some();
 
     let loader = Loader::new(&args.tool)?;
     let commands = args.flags.then(|| Commands::read(&loader)).transpose()?;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(BiolatencySkelBuilder::default(), &mut object)?;
-    let hooks = match target.cgroup {
-        Some(_) => {
-            loader.first_accepted(&open, &[way(&OWNED, ""), way(&OWNED_BEFORE_6_5, disk::LATE_OWNER)])?
-        },
-        None => &REQUESTS,
+    let hooks = match is_owned {
+        true => loader.first_accepted(&open, &[way(&OWNED, ""), way(&OWNED_BEFORE_6_5, disk::LATE_OWNER)])?,
+        false => &REQUESTS,
     };
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
     knobs.queued = args.queued;
@@ -160,10 +161,10 @@ pub fn run(args: Args) -> Result<()> {
         hooks if hooks == OWNED_BEFORE_6_5 => block_owner::BLOCK_AT_INSERT,
         _ => block_owner::BLOCK_UNOWNED,
     };
-    let keyed = by_disk || args.flags;
+    let keyed = by_disk || args.flags || args.by.by.is_some();
     unit.configure(&mut open, keyed)?;
     disk::configure(&loader, &mut open, named.as_ref().map(|named| named.disk))?;
-    let loaded = loader.load(open, hooks, &target)?;
+    let loaded = loader.load(open, hooks, target)?;
 
     if let Some(remark) = named.and_then(|named| named.remark) {
         out::warn(remark);
@@ -171,7 +172,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut view = View {
         out: Out::new(args.output.or(Format::Json, args.json_lines)),
         skel: &loaded.skel,
-        reader: Reader::new(unit, keyed).cumulative(args.histogram.cumulative),
+        reader: Reader::new(unit, keyed).cumulative(args.histogram.cumulative).of(loaded.subjects.clone()),
         histograms: Histograms::new(None, &args.histogram, args.timestamp).with_totals(args.extension),
         ids: Ids { by_disk, commands },
     };

@@ -1,6 +1,8 @@
 //! biotop: which processes do block I/O.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
@@ -15,7 +17,8 @@ use common::disk::{self, Disk};
 use common::load::{Hook, Loader, hook, way};
 use common::out::{self, Cell, Column, Out, Rows};
 use common::session::{Report, Run, decode};
-use common::target::Target;
+use common::subject::{By, ByArgs, Subjects};
+use common::target::{Target, TargetArgs};
 use common::text::Text;
 use common::{proc, time};
 use libbpf_rs::{MapCore, MapFlags};
@@ -38,9 +41,10 @@ pub struct Args {
     /// How many rows to show: 20, and no more than the screen takes; JSON and CSV have all where this is not given
     #[arg(short, long, alias = "maxrows", value_parser = cli::count, allow_negative_numbers = true)]
     rows: Option<u64>,
-    /// Only I/O that this process submits
-    #[arg(short, long, value_parser = cli::pid, allow_negative_numbers = true)]
-    pid: Option<u32>,
+    #[command(flatten)]
+    by: ByArgs,
+    #[command(flatten)]
+    target: TargetArgs,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -65,7 +69,7 @@ enum Sort {
 
 const COLUMNS: &[Column] = &[
     Column::left("time_unix_ns", "TIME", 8, "end of the interval").of(Kind::Count),
-    Column::left("pid", "PID", 7, "process that submitted").of(Kind::Count),
+    Column::left("pid", "PID", 7, "process that submitted").of(Kind::Count).or_null(),
     Column::left("comm", "COMM", 16, "its name"),
     Column::left("op", "D", 1, "R read, W write, D discard, F flush, Z of a zone"),
     Column::left("major", "MAJ", 3, "major number of the disk").of(Kind::Count),
@@ -90,12 +94,15 @@ struct View<'a> {
     in_place: bool,
     sort: Sort,
     rows_max: Option<u64>,
+    subjects: Option<Subjects>,
 }
 
 /// What one process did on one disk.
 struct Total {
     key: biotop_key,
     value: biotop_value,
+    /// Of many processes, what they are.
+    group: Option<Text<'static>>,
 }
 
 impl Total {
@@ -124,8 +131,8 @@ impl Total {
         let disk = Disk(self.key.disk);
         [
             Cell::Uint(time_ns),
-            Cell::Uint(self.key.tgid.into()),
-            Cell::Text(self.comm()),
+            if self.group.is_some() { Cell::Unknown } else { Cell::Uint(self.key.tgid.into()) },
+            Cell::Text(self.group.clone().unwrap_or_else(|| self.comm())),
             Cell::Str(operation(self.key.op)),
             Cell::Uint(disk.major().into()),
             Cell::Uint(disk.minor().into()),
@@ -148,6 +155,36 @@ fn operation(op: u32) -> &'static str {
     }
 }
 
+/// The totals of groups of processes.
+fn grouped(totals: Vec<Total>, group: impl Fn(&Total) -> Option<Text<'static>>) -> Vec<Total> {
+    let mut groups: BTreeMap<(String, u32, u32), Total> = BTreeMap::new();
+    for mut total in totals {
+        total.group = group(&total);
+        let name = total.group.as_ref().map(Text::to_string).unwrap_or_default();
+        match groups.entry((name, total.key.op, total.key.disk)) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(total);
+            }
+            Entry::Occupied(mut occupied) => {
+                let sum = &mut occupied.get_mut().value;
+                sum.count += total.value.count;
+                sum.bytes += total.value.bytes;
+                sum.time_ns += total.value.time_ns;
+            }
+        }
+    }
+    groups.into_values().collect()
+}
+
+/// The rows of processes, or of groups of them.
+fn rows(by: Option<By>) -> Rows {
+    let mut columns = COLUMNS.to_vec();
+    for column in columns.iter_mut().filter(|column| column.key == "comm") {
+        *column = by.map_or(*column, |by| Column { width: 16, ..by.column() });
+    }
+    Rows::new(&columns, |key| key != "time_unix_ns" && !(key == "pid" && by.is_some()))
+}
+
 impl View<'_> {
     /// What has ended since the last call.
     fn take(&mut self) -> Result<Vec<Total>> {
@@ -162,8 +199,11 @@ impl View<'_> {
         let entries = former.lookup_and_delete_batch(1024, MapFlags::ANY, MapFlags::ANY);
         let mut totals: Vec<Total> = entries
             .context("cannot read the table")?
-            .filter_map(|(key, value)| Some(Total { key: decode(&key)?.0, value: decode(&value)?.0 }))
+            .filter_map(|(key, value)| Some(Total { key: decode(&key)?.0, value: decode(&value)?.0, group: None }))
             .collect();
+        if let Some(subjects) = self.subjects.as_ref().filter(|subjects| subjects.by().is_some()) {
+            totals = grouped(totals, |total| subjects.group_of(total.key.tgid, &total.comm()));
+        }
         totals.sort_by_key(|total| Reverse(total.rank(self.sort)));
         Ok(totals)
     }
@@ -223,7 +263,8 @@ pub fn records() -> Vec<Record> {
 /// # Errors
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
-    let target = Target { pids: args.pid.into_iter().collect(), ..Target::default() };
+    let mut target = Target::new(&args.target)?;
+    target.wish.by_process = args.by.by;
 
     let loader = Loader::new(&args.tool)?;
     let mut object = MaybeUninit::uninit();
@@ -233,13 +274,14 @@ pub fn run(args: Args) -> Result<()> {
     knobs.block_owner =
         if hooks == AT_START { block_owner::BLOCK_AT_START } else { block_owner::BLOCK_AT_INSERT };
     disk::configure(&loader, &mut open, None)?;
-    let loaded = loader.load(open, hooks, &target)?;
+    let loaded = loader.load(open, hooks, target)?;
 
     let out = Out::new(args.output);
     let in_place = out.is_terminal() && !args.noclear;
     let mut view = View {
         out,
-        rows: Rows::new(COLUMNS, |key| key != "time_unix_ns"),
+        rows: rows(args.by.by).about(loaded.subjects.as_ref()),
+        subjects: loaded.subjects.clone(),
         skel: &loaded.skel,
         odd: false,
         in_place,
@@ -257,7 +299,7 @@ mod tests {
     use super::*;
 
     fn total(count: u64, bytes: u64, time_ns: u64) -> Total {
-        Total { key: biotop_key::default(), value: biotop_value { count, bytes, time_ns, ..Default::default() } }
+        Total { key: biotop_key::default(), value: biotop_value { count, bytes, time_ns, ..Default::default() }, group: None }
     }
 
     #[test]
@@ -269,6 +311,14 @@ mod tests {
         {
             assert_eq!(large.rank(sort) > small.rank(sort), large_first, "{sort:?}");
         }
+    }
+
+    #[test]
+    fn groups_are_the_sum_of_their_processes() {
+        let groups = grouped(vec![total(1, 2, 3), total(4, 5, 6)], |_| Some(Text::new(b"pod".as_slice())));
+        assert_eq!(groups.len(), 1);
+        let biotop_value { count, bytes, time_ns, .. } = groups[0].value;
+        assert_eq!((count, bytes, time_ns), (5, 7, 9));
     }
 
     #[test]

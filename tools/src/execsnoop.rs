@@ -1,7 +1,6 @@
 //! execsnoop: which programs are executed, by whom, with which arguments.
 
 use std::mem::MaybeUninit;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use bpf::execsnoop::{ExecsnoopSkelBuilder, types::execsnoop_event};
@@ -11,7 +10,8 @@ use common::cli::{self, Output, Tool};
 use common::load::{Loader, hook};
 use common::out::{Cell, Column, Out, Rows};
 use common::session::{Report, Run, decode};
-use common::target::Target;
+use common::pattern::Pattern;
+use common::target::{self, Target, TargetArgs};
 use common::text::Text;
 use common::time::{WallClock, monotonic_ns};
 
@@ -28,15 +28,12 @@ pub struct Args {
     /// Show executions that failed, too
     #[arg(short = 'x', long)]
     fails: bool,
-    /// Only this user (id or name)
-    #[arg(short, long, value_parser = cli::user)]
-    uid: Option<u32>,
     /// Put each argument in quotation marks
     #[arg(short, long)]
     quote: bool,
     /// Only processes whose name, after the execution, contains this
-    #[arg(short, long)]
-    name: Option<String>,
+    #[arg(short, long, value_parser = target::part_of_comm, conflicts_with = "comm")]
+    name: Option<Pattern>,
     /// Only command lines of which a word contains this
     #[arg(short, long)]
     line: Option<String>,
@@ -55,15 +52,8 @@ pub struct Args {
     /// Only children of this process
     #[arg(short = 'P', long, value_name = "PID", value_parser = cli::pid, allow_negative_numbers = true)]
     ppid: Option<u32>,
-    /// Only processes in this cgroup or below it
-    #[arg(short, long, value_name = "PATH")]
-    cgroup: Option<PathBuf>,
-    /// Only processes in the cgroups of this pinned BPF map
-    #[arg(long, value_name = "PATH")]
-    cgroupmap: Option<PathBuf>,
-    /// Only processes in the mount namespaces of this pinned BPF map
-    #[arg(long, value_name = "PATH")]
-    mntnsmap: Option<PathBuf>,
+    #[command(flatten)]
+    target: TargetArgs,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -199,20 +189,14 @@ pub fn records() -> Vec<Record> {
 /// # Errors
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
-    let target = Target {
-        uid: args.uid,
-        ppid: args.ppid,
-        comm: args.name,
-        cgroup: args.cgroup,
-        cgroupmap: args.cgroupmap,
-        mntnsmap: args.mntnsmap,
-        ..Target::default()
-    };
+    let mut target = Target::of_stream(&args.target)?;
+    target.comm = target.comm.or(args.name);
+    target.children_of(args.ppid)?;
     let loader = Loader::new(&args.tool)?;
     let mut object = MaybeUninit::uninit();
     let open = loader.open(ExecsnoopSkelBuilder::default(), &mut object)?;
     let hooks = [hook("execsnoop_exec"), hook("execsnoop_exit")];
-    let loaded = loader.load(open, if args.fails { &hooks } else { &hooks[..1] }, &target)?;
+    let loaded = loader.load(open, if args.fails { &hooks } else { &hooks[..1] }, target)?;
 
     let shown = |key: &str| match key {
         "time_unix_ns" => args.time_of_day,
@@ -225,7 +209,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     let mut view = View {
         out: Out::new(args.output),
-        rows: Rows::new(COLUMNS, shown),
+        rows: Rows::new(COLUMNS, shown).about(loaded.subjects.as_ref()),
         clock: WallClock::default(),
         start_ns: 0,
         quote: args.quote,

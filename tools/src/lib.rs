@@ -24,7 +24,7 @@ macro_rules! entry {
     ($tool:ident, $records:expr) => {
         common::app::Entry {
             name: stringify!($tool),
-            command: <$crate::$tool::Args as clap::CommandFactory>::command,
+            command: || common::target::letters(<$crate::$tool::Args as clap::CommandFactory>::command()),
             records: $records,
             run: |matches| {
                 $crate::$tool::run(<$crate::$tool::Args as clap::FromArgMatches>::from_arg_matches(matches)?)

@@ -15,7 +15,7 @@ use bpf::memleak::{MemleakSkel, MemleakSkelBuilder};
 use clap::{ArgGroup, Parser, ValueEnum};
 use common::schema::{self, Field, Kind, Record};
 use common::child::Child;
-use common::cli::{self, Format, Interval, Output, Tool};
+use common::cli::{Format, Interval, Output, Tool};
 use common::elf::Function;
 use common::export::svg::Palette;
 use common::export::{Entry, ExportArgs, Measure, Shape, Unit};
@@ -26,7 +26,7 @@ use common::progress::Tally;
 use common::report::StackReport;
 use common::session::{Report, Run, decode};
 use common::stack::{Stack, StackArgs, Stacked, Stacks, Style};
-use common::target::Target;
+use common::target::{Target, TargetArgs};
 use common::text::Text;
 use common::time::{WallClock, monotonic_ns, unix_now_ns};
 use common::{proc, table, uprobe};
@@ -46,13 +46,10 @@ const OLDER_MS: u64 = 500;
 /// Of a process with -p or -c, whose allocators are found in what it has mapped; else of the kernel. Memory that was
 /// allocated before tracing began is not known.
 #[derive(Parser)]
-#[command(name = "memleak", version, group = ArgGroup::new("process").args(["pid", "command"]))]
+#[command(name = "memleak", version, group = ArgGroup::new("process").args(["pid", "command", "traced_command"]))]
 pub struct Args {
     #[command(flatten)]
     interval: Interval,
-    /// Trace this process
-    #[arg(short, long, value_parser = cli::pid, allow_negative_numbers = true)]
-    pid: Option<u32>,
     /// Run this command and trace it, from its first allocation
     #[arg(short, long, value_name = "COMMAND")]
     command: Option<String>,
@@ -103,6 +100,8 @@ pub struct Args {
     exports: ExportArgs,
     #[command(flatten)]
     stacks: StackArgs,
+    #[command(flatten)]
+    target: TargetArgs,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -259,9 +258,10 @@ impl Report for View<'_> {
         if let Some(child) = &mut process.child {
             return child.release();
         }
+        let pid = process.pid;
         self.look()?;
         if !self.found_any {
-            bail!("no allocator in process {}: {}", self.args.pid.unwrap_or_default(), nothing_found(self.args));
+            bail!("no allocator in process {pid}: {}", nothing_found(self.args));
         }
         Ok(())
     }
@@ -588,11 +588,12 @@ fn words(line: &str) -> Result<Vec<OsString>> {
 
 /// The process asked for, if one was.
 fn process(args: &Args) -> Result<Option<Process>> {
-    let child = match &args.command {
-        Some(line) => Some(Child::hold(&words(line)?)?),
-        None => None,
-    };
-    let Some(pid) = child.as_ref().map(Child::pid).or(args.pid) else { return Ok(None) };
+    let command = args.command.as_deref().map_or_else(|| Ok(args.target.traced_command.clone()), words)?;
+    let child = if command.is_empty() { None } else { Some(Child::hold(&command)?) };
+    if args.target.pid.len() > 1 || args.target.follow {
+        return Err(usage("one process is traced at a time, without what it starts"));
+    }
+    let Some(pid) = child.as_ref().map(Child::pid).or(args.target.pid.first().copied()) else { return Ok(None) };
     if !proc::exists(pid) {
         bail!("no such PID: {pid}");
     }
@@ -659,11 +660,10 @@ pub fn run(args: Args) -> Result<()> {
     }
     let process = process(&args)?;
     let until: Option<OwnedFd> = process.as_ref().map(|process| process.pidfd.try_clone()).transpose()?;
-    let target = Target {
-        pids: process.as_ref().map(|process| process.pid).into_iter().collect(),
-        exclude_self: process.is_none(),
-        ..Target::default()
-    };
+    // The command is held here, until its allocators are found.
+    let mut target = Target::new(&TargetArgs { traced_command: Vec::new(), ..args.target.clone() })?;
+    target.pids = process.iter().map(|process| process.pid).collect();
+    target.exclude_self = process.is_none();
 
     let loader = Loader::new(&args.tool)?;
     let mut object = MaybeUninit::uninit();
@@ -675,8 +675,9 @@ pub fn run(args: Args) -> Result<()> {
     knobs.user_mode = process.is_some();
     knobs.keep_totals = args.combined_only;
     knobs.trace = args.trace;
-    knobs.await_exec = args.command.is_some();
-    knobs.stop_on_map = args.command.is_some();
+    let held = process.as_ref().is_some_and(|process| process.child.is_some());
+    knobs.await_exec = held;
+    knobs.stop_on_map = held;
     // SAFETY: a plain query of the C library.
     knobs.page_size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64;
     if process.is_none() {
@@ -693,7 +694,7 @@ pub fn run(args: Args) -> Result<()> {
         (None, true) => [KERNEL, PERCPU].concat(),
         (None, false) => KERNEL.to_vec(),
     };
-    let loaded = loader.load(open, &hooks, &target)?;
+    let loaded = loader.load(open, &hooks, target)?;
 
     let report = StackReport::new(&args.output, &args.exports, false, Style::default(), shape(&args))?;
     let owner = process.as_ref().and_then(|process| proc::comm(process.pid));
@@ -714,7 +715,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut run = Run::from(&args.interval);
     run.interval = run.interval.or(Some(std::time::Duration::from_secs(5)));
     loaded.run_with(&run, &mut view, until.as_ref().map(AsFd::as_fd), |_| Ok(Vec::new()))?;
-    if args.command.is_some() && view.generation() == 0 {
+    if held && view.generation() == 0 {
         bail!("the command did not run");
     }
     if view.process.is_some() && !view.found_any {

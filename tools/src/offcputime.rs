@@ -22,7 +22,8 @@ use common::session::{Report, Run, decode};
 use common::stack::{self, Frame, Stack, StackArgs, Stacks, Style};
 use common::symbol::Symbol;
 use common::table;
-use common::target::Target;
+use common::subject::ByArgs;
+use common::target::{Target, TargetArgs};
 use common::text::Text;
 use common::time;
 use libbpf_rs::{MapCore, MapFlags};
@@ -34,12 +35,6 @@ pub struct Args {
     /// Seconds to trace; without it, until Ctrl-C
     #[arg(value_parser = cli::seconds, allow_negative_numbers = true)]
     duration: Option<Duration>,
-    /// Only these processes
-    #[arg(short, long, value_delimiter = ',', value_parser = cli::pid, allow_negative_numbers = true)]
-    pid: Vec<u32>,
-    /// Only these threads
-    #[arg(short, long, value_delimiter = ',', value_parser = cli::pid, allow_negative_numbers = true)]
-    tid: Vec<u32>,
     /// Only threads of user programs
     #[arg(short, long, conflicts_with = "kernel_threads_only")]
     user_threads_only: bool,
@@ -68,6 +63,10 @@ pub struct Args {
     exports: ExportArgs,
     #[command(flatten)]
     stack: StackArgs,
+    #[command(flatten)]
+    by: ByArgs,
+    #[command(flatten)]
+    target: TargetArgs,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -171,7 +170,7 @@ impl Report for View<'_> {
     }
 
     fn started(&mut self) -> Result<()> {
-        self.stacks.expect(&self.args.pid);
+        self.stacks.expect(&self.args.target.pid);
         self.report.started(&mut self.out, &banner(self.args));
         if self.walked_early {
             // Before the time begins: who comes back later without having left was there all along.
@@ -210,8 +209,8 @@ impl Report for View<'_> {
 impl View<'_> {
     /// Note where every thread of interest is that does not run now.
     fn note_those_away(&mut self) {
-        for thread in proc::threads(&self.args.pid) {
-            if !self.args.tid.is_empty() && !self.args.tid.contains(&thread.tid) {
+        for thread in proc::threads(&self.args.target.pid) {
+            if !self.args.target.tid.is_empty() && !self.args.target.tid.contains(&thread.tid) {
                 continue;
             }
             let Some((_, stat)) = thread.stat() else { continue };
@@ -279,8 +278,8 @@ impl View<'_> {
             table::read(&self.skel.maps.offcputime_left_hash)?.into_iter().collect()
         };
         let mut times = Vec::new();
-        for thread in proc::threads(&self.args.pid) {
-            if !self.args.tid.is_empty() && !self.args.tid.contains(&thread.tid) {
+        for thread in proc::threads(&self.args.target.pid) {
+            if !self.args.target.tid.is_empty() && !self.args.target.tid.contains(&thread.tid) {
                 continue;
             }
             let left = if self.in_storage { self.stored(thread) } else { hashed.get(&thread.tid).copied() };
@@ -413,13 +412,13 @@ fn shape(args: &Args) -> Shape {
         drawn: 1,
         divisor: 1000,
         period: None,
-        how: whom(&args.pid, &args.tid, everyone(args)),
+        how: whom(&args.target.pid, &args.target.tid, everyone(args)),
     }
 }
 
 /// The line above the report: whose time, for how long.
 fn banner(args: &Args) -> String {
-    let whom = whom(&args.pid, &args.tid, everyone(args));
+    let whom = whom(&args.target.pid, &args.target.tid, everyone(args));
     format!("Tracing off-CPU time (us) of {}", args.report.banner(&whom, "", args.duration))
 }
 
@@ -441,7 +440,8 @@ pub fn run(args: Args) -> Result<()> {
     if args.max_block_time.is_some_and(|max| max < args.min_block_time) {
         return Err(common::fault::usage("--max-block-time is less than --min-block-time: no time is between them"));
     }
-    let target = Target { pids: args.pid.clone(), tids: args.tid.clone(), ..Target::default() };
+    let mut target = Target::new(&args.target)?;
+    target.wish.by_process = args.by.by;
     let mut loader = Loader::new(&args.tool)?;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(OffcputimeSkelBuilder::default(), &mut object)?;
@@ -462,11 +462,12 @@ pub fn run(args: Args) -> Result<()> {
         // So that those of threads that are away at the end can be read on every kernel.
         loader.without_task_storage();
     }
-    let loaded = loader.load(open, hooks, &target)?;
+    let loaded = loader.load(open, hooks, target)?;
     let in_storage = loader.has_task_storage() && loaded.uses("offcputime_return__tp_btf");
 
     let style = Style { offsets: args.offset, ..Style::default() };
-    let report = StackReport::new(&args.output, &args.exports, args.report.delimited, style, shape(&args))?;
+    let report = StackReport::new(&args.output, &args.exports, args.report.delimited, style, shape(&args))?
+        .about(loaded.subjects.clone());
     let mut view = View {
         out: report.out(),
         skel: &loaded.skel,

@@ -2,20 +2,19 @@
 
 use std::ffi::OsString;
 use std::mem::MaybeUninit;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bpf::opensnoop::{OpensnoopSkelBuilder, types::opensnoop_event};
 use clap::Parser;
 use common::schema::{self, Kind, Record};
-use common::child::Child;
 use common::cli::{self, Format, Output, Tool};
 use common::load::{Loader, hook};
 use common::out::{Cell, Column, Out, Rows};
 use common::session::{Report, Run, decode};
 use common::stack::{self, StackArgs, Stacked, Stacks, Style};
-use common::target::Target;
+use common::pattern::Pattern;
+use common::target::{self, Target, TargetArgs};
 use common::text::Text;
 use common::time::WallClock;
 
@@ -32,18 +31,9 @@ pub struct Args {
     /// Only opens that failed
     #[arg(short = 'x', long)]
     failed: bool,
-    /// Only this process
-    #[arg(short, long, value_parser = cli::pid, allow_negative_numbers = true)]
-    pid: Option<u32>,
-    /// Only this thread
-    #[arg(short, long, value_parser = cli::pid, allow_negative_numbers = true)]
-    tid: Option<u32>,
-    /// Only this user (id or name)
-    #[arg(short, long, value_parser = cli::user)]
-    uid: Option<u32>,
     /// Only processes whose name contains this
-    #[arg(short, long)]
-    name: Option<String>,
+    #[arg(short, long, value_parser = target::part_of_comm, conflicts_with = "comm")]
+    name: Option<Pattern>,
     /// End after this many seconds
     #[arg(short, long, value_parser = cli::seconds, allow_negative_numbers = true)]
     duration: Option<Duration>,
@@ -59,18 +49,14 @@ pub struct Args {
     /// Show the user stack of each open below it
     #[arg(short, long)]
     callers: bool,
-    /// Only tasks in the cgroups of this pinned BPF map
-    #[arg(long, value_name = "PATH")]
-    cgroupmap: Option<PathBuf>,
-    /// Only tasks in the mount namespaces of this pinned BPF map
-    #[arg(long, value_name = "PATH")]
-    mntnsmap: Option<PathBuf>,
     /// Run this command and trace only it
-    #[arg(long, value_name = "COMMAND", num_args = 1.., allow_hyphen_values = true, conflicts_with = "pid")]
+    #[arg(long, value_name = "COMMAND", num_args = 1.., allow_hyphen_values = true, conflicts_with_all = ["pid", "traced_command"])]
     exec: Vec<OsString>,
     /// Size of the event buffer in pages, as BCC takes it
     #[arg(short, long, value_name = "PAGES", value_parser = buffer_pages, conflicts_with = "buffer")]
     buffer_pages: Option<u32>,
+    #[command(flatten)]
+    target: TargetArgs,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -131,7 +117,6 @@ struct View {
     out: Out,
     rows: Rows,
     clock: WallClock,
-    child: Option<Child>,
     /// The stacks that came, where they are wanted.
     stacks: Option<Stacks>,
 }
@@ -143,7 +128,7 @@ impl Report for View {
 
     fn started(&mut self) -> Result<()> {
         self.rows.header(&mut self.out);
-        self.child.as_mut().map_or(Ok(()), Child::release)
+        Ok(())
     }
 
     fn event(&mut self, record: &[u8]) -> Result<()> {
@@ -219,17 +204,9 @@ pub fn records() -> Vec<Record> {
 /// # Errors
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
-    let child = if args.exec.is_empty() { None } else { Some(Child::hold(&args.exec)?) };
-    let target = Target {
-        pids: args.pid.into_iter().chain(child.as_ref().map(Child::pid)).collect(),
-        tids: args.tid.into_iter().collect(),
-        uid: args.uid,
-        comm: args.name,
-        cgroupmap: args.cgroupmap,
-        mntnsmap: args.mntnsmap,
-        exclude_self: true,
-        ..Target::default()
-    };
+    let mut target = Target::of_stream(&args.target)?;
+    target.comm = target.comm.or(args.name);
+    target.run(&args.exec)?;
     let mut tool = args.tool;
     tool.buffer = args.buffer_pages.map_or(tool.buffer, |pages| (pages * 4).max(4));
 
@@ -246,7 +223,7 @@ pub fn run(args: Args) -> Result<()> {
     } else {
         stack::disable(&mut open)?;
     }
-    let loaded = loader.load(open, &[hook("opensnoop_exit")], &target)?;
+    let loaded = loader.load(open, &[hook("opensnoop_exit")], target)?;
 
     let shown = |key: &str| match key {
         "time_unix_ns" => args.timestamp,
@@ -259,9 +236,8 @@ pub fn run(args: Args) -> Result<()> {
     let columns = COLUMNS.iter().map(|column| if args.callers && column.key == "path" { PATH_OR_CALLER } else { *column });
     let mut view = View {
         out: Out::new(args.output),
-        rows: Rows::new(&columns.collect::<Vec<_>>(), shown),
+        rows: Rows::new(&columns.collect::<Vec<_>>(), shown).about(loaded.subjects.as_ref()),
         clock: WallClock::default(),
-        child,
         stacks: args.callers.then(Stacks::traced),
     };
     loaded.run(&Run { duration: args.duration, ..Run::default() }, &mut view)

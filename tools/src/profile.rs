@@ -1,7 +1,6 @@
 //! profile: where the CPUs spend their time.
 
 use std::mem::MaybeUninit;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -21,7 +20,8 @@ use common::schema::{self, Field, Kind, Record};
 use common::session::{Report, Run};
 use common::stack::{StackArgs, Stacks, Style};
 use common::table;
-use common::target::Target;
+use common::subject::ByArgs;
+use common::target::{Target, TargetArgs};
 use common::text::Text;
 use libbpf_rs::{MapCore, MapFlags};
 use serde_json::json;
@@ -33,12 +33,6 @@ pub struct Args {
     /// Seconds to sample; without it, until Ctrl-C
     #[arg(value_parser = cli::seconds, allow_negative_numbers = true)]
     duration: Option<Duration>,
-    /// Only these processes
-    #[arg(short, long, value_delimiter = ',', value_parser = cli::pid, allow_negative_numbers = true)]
-    pid: Vec<u32>,
-    /// Only these threads
-    #[arg(short = 'L', long, value_delimiter = ',', value_parser = cli::pid, allow_negative_numbers = true)]
-    tid: Vec<u32>,
     #[command(flatten)]
     report: ReportArgs,
     /// Samples a second, on each CPU (49 where neither this nor -c is given)
@@ -68,19 +62,14 @@ pub struct Args {
     /// Distinct stacks of distinct tasks that can be counted
     #[arg(long, value_name = "STACKS", default_value_t = 40960, value_parser = clap::value_parser!(u32).range(1..=1 << 24), allow_negative_numbers = true)]
     hash_storage_size: u32,
-    /// Only tasks in the cgroups of this pinned BPF map
-    #[arg(long, value_name = "PATH")]
-    cgroupmap: Option<PathBuf>,
-    /// Only tasks in the mount namespaces of this pinned BPF map
-    #[arg(long, value_name = "PATH")]
-    mntnsmap: Option<PathBuf>,
-    /// Only tasks in this cgroup or below
-    #[arg(long, value_name = "PATH")]
-    cgroup: Option<PathBuf>,
     #[command(flatten)]
     exports: ExportArgs,
     #[command(flatten)]
     stack: StackArgs,
+    #[command(flatten)]
+    by: ByArgs,
+    #[command(flatten)]
+    target: TargetArgs,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -117,7 +106,7 @@ impl Report for View<'_> {
     }
 
     fn started(&mut self) -> Result<()> {
-        self.stacks.expect(&self.args.pid);
+        self.stacks.expect(&self.args.target.pid);
         self.report.started(&mut self.out, &banner(self.args, self.clock));
         Ok(())
     }
@@ -236,14 +225,14 @@ fn shape(args: &Args, clock: Clock) -> Shape {
         drawn: 0,
         divisor: 1,
         period: Some((cpu, period(args))),
-        how: format!("{} on each CPU, {}", args.rate(clock), whom(&args.pid, &args.tid, "all threads")),
+        how: format!("{} on each CPU, {}", args.rate(clock), whom(&args.target.pid, &args.target.tid, "all threads")),
     }
 }
 
 /// The line above the report: what is sampled, how often, for how long.
 fn banner(args: &Args, clock: Clock) -> String {
     let cpu = args.cpu.map_or_else(String::new, |cpu| format!(" on CPU#{cpu}"));
-    let whom = whom(&args.pid, &args.tid, "all threads");
+    let whom = whom(&args.target.pid, &args.target.tid, "all threads");
     format!("Sampling at {} of {}", args.rate(clock), args.report.banner(&whom, &cpu, args.duration))
 }
 
@@ -264,14 +253,8 @@ pub fn records() -> Vec<Record> {
 /// # Errors
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
-    let target = Target {
-        pids: args.pid.clone(),
-        tids: args.tid.clone(),
-        cgroup: args.cgroup.clone(),
-        cgroupmap: args.cgroupmap.clone(),
-        mntnsmap: args.mntnsmap.clone(),
-        ..Target::default()
-    };
+    let mut target = Target::new(&args.target)?;
+    target.wish.by_process = args.by.by;
     let rate = args.count.map_or(Rate::Hertz(args.hertz()), Rate::Period);
 
     let loader = Loader::new(&args.tool)?;
@@ -285,7 +268,7 @@ pub fn run(args: Args) -> Result<()> {
     knobs.by_cpu = args.cpus;
     open.maps.profile_counts.set_max_entries(args.hash_storage_size)?;
     args.stack.configure(&mut open)?;
-    let loaded = loader.load(open, &[hook("profile_sample")], &target)?;
+    let loaded = loader.load(open, &[hook("profile_sample")], target)?;
 
     let mut sampler = Sampler::open(rate, args.cpu)?;
     let clock = sampler.clock();
@@ -294,7 +277,8 @@ pub fn run(args: Args) -> Result<()> {
     }
     let style = Style { offsets: false, addresses: args.address, annotate: args.annotations };
     let report =
-        StackReport::new(&args.output, &args.exports, args.report.delimited, style, shape(&args, clock))?;
+        StackReport::new(&args.output, &args.exports, args.report.delimited, style, shape(&args, clock))?
+            .about(loaded.subjects.clone());
     let mut view = View {
         out: report.out(),
         skel: &loaded.skel,

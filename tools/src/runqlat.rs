@@ -1,7 +1,6 @@
 //! runqlat: how long tasks wait for a CPU.
 
 use std::mem::MaybeUninit;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use bpf::runqlat::{RunqlatSkel, RunqlatSkelBuilder, types::runqlat_key};
@@ -12,7 +11,8 @@ use common::hist::{Histograms, Reader, Unit};
 use common::load::{Loader, hook};
 use common::out::Out;
 use common::session::{Report, Run};
-use common::target::Target;
+use common::subject::ByArgs;
+use common::target::{Target, TargetArgs};
 use common::text::Text;
 use libbpf_rs::skel::Skel;
 use libbpf_rs::{MapCore, MapFlags};
@@ -40,14 +40,12 @@ pub struct Args {
     /// A histogram for each thread
     #[arg(short = 'L', long)]
     tids: bool,
-    /// Only this process
-    #[arg(short, long, value_parser = cli::pid, allow_negative_numbers = true)]
-    pid: Option<u32>,
-    /// Only tasks in this cgroup or below
-    #[arg(short, long, value_name = "PATH")]
-    cgroup: Option<PathBuf>,
+    #[command(flatten)]
+    by: ByArgs,
     #[command(flatten)]
     histogram: cli::Histogram,
+    #[command(flatten)]
+    target: TargetArgs,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -106,7 +104,9 @@ pub fn run(args: Args) -> Result<()> {
         _ => (runqlat_key::RUNQLAT_NONE, None),
     };
     let unit = Unit::msecs_if(args.milliseconds);
-    let target = Target { pids: args.pid.into_iter().collect(), cgroup: args.cgroup, ..Target::default() };
+    let mut target = Target::new(&args.target)?;
+    target.wish.by = args.by.by;
+    let keyed = key.is_some() || args.by.by.is_some();
 
     let loader = Loader::new(&args.tool)?;
     let mut object = MaybeUninit::uninit();
@@ -114,14 +114,14 @@ pub fn run(args: Args) -> Result<()> {
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
     knobs.key_by = key_by;
     open.maps.runqlat_names.set_autocreate(key.is_some())?;
-    unit.configure(&mut open, key.is_some())?;
+    unit.configure(&mut open, keyed)?;
     let hooks = [hook("runqlat_wakeup"), hook("runqlat_wakeup_new"), hook("runqlat_switch")];
-    let loaded = loader.load(open, &hooks, &target)?;
+    let loaded = loader.load(open, &hooks, target)?;
 
     let mut view = View {
         out: Out::new(args.output),
         skel: &loaded.skel,
-        reader: Reader::new(unit, key.is_some()).cumulative(args.histogram.cumulative),
+        reader: Reader::new(unit, keyed).cumulative(args.histogram.cumulative).of(loaded.subjects.clone()),
         histograms: Histograms::new(key, &args.histogram, args.timestamp),
     };
     loaded.run(&Run::from(&args.interval), &mut view)

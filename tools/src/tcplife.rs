@@ -7,11 +7,11 @@ use anyhow::{Context, Result, bail};
 use bpf::tcplife::{TcplifeSkel, TcplifeSkelBuilder, types::tcplife_event};
 use clap::Parser;
 use common::schema::{self, Kind, Record};
-use common::cli::{self, Format, Output, Tool};
+use common::cli::{Format, Output, Tool};
 use common::load::{Loader, hook};
 use common::out::{self, Cell, Column, Out, Rows};
 use common::session::{Report, Run, decode};
-use common::target::Target;
+use common::target::{Target, TargetArgs};
 use common::text::Text;
 use common::time::{self, WallClock};
 
@@ -19,9 +19,6 @@ use common::time::{self, WallClock};
 #[derive(Parser)]
 #[command(name = "tcplife", version)]
 pub struct Args {
-    /// Only sessions of this process
-    #[arg(short, long, value_parser = cli::pid, allow_negative_numbers = true)]
-    pid: Option<u32>,
     /// Only IPv4 sessions
     #[arg(short = '4', long, conflicts_with = "ipv6")]
     ipv4: bool,
@@ -46,6 +43,8 @@ pub struct Args {
     /// The same as --format csv
     #[arg(short = 's', long, conflicts_with_all = ["format", "json"])]
     csv: bool,
+    #[command(flatten)]
+    target: TargetArgs,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -173,7 +172,7 @@ pub fn records() -> Vec<Record> {
 /// # Errors
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
-    let target = Target { pids: args.pid.into_iter().collect(), ..Target::default() };
+    let target = Target::new(&args.target)?;
     let loader = Loader::new(&args.tool)?;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(TcplifeSkelBuilder::default(), &mut object)?;
@@ -185,7 +184,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     set_ports(&mut knobs.wanted_local_ports, &args.local_port)?;
     set_ports(&mut knobs.wanted_remote_ports, &args.remote_port)?;
-    let loaded = loader.load(open, &[hook("tcplife_state"), hook("tcplife_destroy")], &target)?;
+    let loaded = loader.load(open, &[hook("tcplife_state"), hook("tcplife_destroy")], target)?;
 
     let shown = |key: &str| match key {
         "time_unix_ns" => args.time_of_day,
@@ -201,7 +200,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let mut view = View {
         out: Out::new(args.output.or(Format::Csv, args.csv)),
-        rows: Rows::new(&columns, shown),
+        rows: Rows::new(&columns, shown).about(loaded.subjects.as_ref()),
         clock: WallClock::default(),
         began_ns: time::monotonic_ns(),
         skel: &loaded.skel,

@@ -84,7 +84,7 @@ fn stream(rate: u64, seconds: u64, tool: &Tool) -> Result<()> {
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(SelftestSkelBuilder::default(), &mut object)?;
     Unit::Usecs.configure(&mut open, false)?;
-    let loaded = loader.load(open, &[hook("selftest_stream")], &Target::default())?;
+    let loaded = loader.load(open, &[hook("selftest_stream")], Target::default())?;
     let program = loaded.skel.progs.selftest_stream.as_fd().as_raw_fd();
 
     // The producer runs until it is done; its end, seen through a pipe, ends the session.
@@ -130,7 +130,7 @@ fn hist(keyed: bool, tool: &Tool) -> Result<()> {
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(SelftestSkelBuilder::default(), &mut object)?;
     Unit::Usecs.configure(&mut open, keyed)?;
-    let loaded = loader.load(open, &[hook("selftest_hist")], &Target::default())?;
+    let loaded = loader.load(open, &[hook("selftest_hist")], Target::default())?;
     let program = loaded.skel.progs.selftest_hist.as_fd().as_raw_fd();
     let mut values = values();
     for value in &values {
@@ -138,12 +138,12 @@ fn hist(keyed: bool, tool: &Tool) -> Result<()> {
     }
     values.sort_unstable();
     let histograms = Reader::new(Unit::Usecs, keyed).read(loaded.skel.object())?;
-    let (id, histogram) = histograms.first_key_value().context("no histogram")?;
+    let (of, histogram) = histograms.first_key_value().context("no histogram")?;
     let exact = |percent: f64| values[((values.len() as f64 * percent / 100.0).ceil() as usize).max(1) - 1];
     println!(
         "{}",
         json!({
-            "id": id, "measured": histogram.to_json(&[50.0, 90.0, 99.0, 99.9]),
+            "id": of.id, "measured": histogram.to_json(&[50.0, 90.0, 99.0, 99.9]),
             "exact": {
                 "count": values.len(), "sum_ns": values.iter().sum::<u64>(), "max_ns": values.last(),
                 "p50_ns": exact(50.0), "p90_ns": exact(90.0), "p99_ns": exact(99.0), "p99_9_ns": exact(99.9),
@@ -158,14 +158,14 @@ fn keys(count: u64, tool: &Tool) -> Result<()> {
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(SelftestSkelBuilder::default(), &mut object)?;
     Unit::Usecs.configure(&mut open, true)?;
-    let loaded = loader.load(open, &[hook("selftest_hist")], &Target::default())?;
+    let loaded = loader.load(open, &[hook("selftest_hist")], Target::default())?;
     let program = loaded.skel.progs.selftest_hist.as_fd().as_raw_fd();
     for id in 0..count {
         test_run(program, &[id, id])?;
     }
     let histograms = Reader::new(Unit::Usecs, true).read(loaded.skel.object())?;
     let right =
-        histograms.iter().filter(|(id, histogram)| histogram.count() == 1 && histogram.sum_ns() == **id).count();
+        histograms.iter().filter(|(of, histogram)| histogram.count() == 1 && histogram.sum_ns() == of.id).count();
     println!("{}", json!({ "counted": count, "read": right }));
     Ok(())
 }
@@ -176,8 +176,8 @@ fn ladder(rung: &str, tool: &Tool) -> Result<()> {
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(SelftestSkelBuilder::default(), &mut object)?;
     Unit::Usecs.configure(&mut open, false)?;
-    let target = Target { pids: vec![std::process::id()], ..Target::default() };
-    let loaded = loader.load(open, &[hook("selftest_open")], &target)?;
+    let target = Target::process(std::process::id());
+    let loaded = loader.load(open, &[hook("selftest_open")], target)?;
     let links = loaded.attach_hooks()?;
     for _ in 0..OPENS {
         std::fs::File::open("/etc/passwd")?;
