@@ -477,7 +477,12 @@ pub struct Cgroup {
 impl Cgroup {
     /// Make `corescope-test-NAME` below `parent`.
     pub fn make(parent: &Path, name: &str) -> Outcome<Self> {
-        let path = parent.join(format!("corescope-test-{name}"));
+        Self::named(parent, &format!("corescope-test-{name}"))
+    }
+
+    /// Make one of exactly this name below `parent`.
+    pub fn named(parent: &Path, name: &str) -> Outcome<Self> {
+        let path = parent.join(name);
         if let Err(error) = std::fs::create_dir(&path)
             && error.kind() != std::io::ErrorKind::AlreadyExists
         {
