@@ -4,16 +4,19 @@
 //! events and intervals; what it says goes out through [`out`], which alone escapes text of the traced system.
 
 pub mod app;
+pub mod cgroup;
 pub mod child;
 pub mod cli;
 pub mod disk;
 pub mod elf;
 pub mod export;
 pub mod fault;
+pub mod glob;
 pub mod hist;
 pub mod kernel;
 pub mod load;
 pub mod lost;
+pub mod node;
 pub mod out;
 pub mod proc;
 pub mod progress;

@@ -1,13 +1,11 @@
 //! Whose events a tool reports: the user-space half of `filter.bpf.h`.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
-use libbpf_rs::btf::types::Enum;
 use libbpf_rs::{MapCore, MapFlags, Object, OpenObject};
 
+use crate::cgroup::Cgroup;
 use crate::fault::unsupported;
 use crate::load::Knobs;
 use crate::proc;
@@ -88,7 +86,7 @@ impl Target {
             set("filter_comm_len", comm.len() as u32)?;
         }
         if let Some(path) = &self.cgroup {
-            let cgroup = Cgroup::find(path)?;
+            let cgroup = Cgroup::at(path)?;
             knobs.set("filter_cgroup", &cgroup.id.to_ne_bytes())?;
             set("filter_cgroup_level", cgroup.level)?;
             knobs.set("filter_cgroup_controller", &cgroup.controller.to_ne_bytes())?;
@@ -126,106 +124,5 @@ impl Target {
             }
         }
         Ok(())
-    }
-}
-
-/// A control group as `filter.bpf.h` tests for it.
-#[derive(Debug, Eq, PartialEq)]
-struct Cgroup {
-    /// Inode number of its directory, which is its id since 5.5.
-    id: u64,
-    /// Depth below the root of its hierarchy.
-    level: u32,
-    /// Index of its v1 controller, or -1 in the v2 hierarchy.
-    controller: i32,
-}
-
-impl Cgroup {
-    fn find(path: &Path) -> Result<Self> {
-        let canonical = path.canonicalize().with_context(|| format!("no such cgroup: {}", path.display()))?;
-        let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
-        let mount = CgroupMount::holding(&mounts, &canonical)
-            .ok_or_else(|| anyhow!("{} is not in a cgroup hierarchy", path.display()))?;
-        let below = canonical.strip_prefix(&mount.point)?.components().count();
-        let above = mount.root.components().count().saturating_sub(1);
-        Ok(Self {
-            id: fs::metadata(&canonical)?.ino(),
-            level: (above + below) as u32,
-            controller: mount.controllers.map_or(Ok(-1), |names| controller_index(&names))?,
-        })
-    }
-}
-
-/// A mounted cgroup hierarchy.
-#[derive(Debug, Eq, PartialEq)]
-struct CgroupMount {
-    point: PathBuf,
-    /// Which directory of the hierarchy is mounted there.
-    root: PathBuf,
-    /// The controllers of a v1 hierarchy, or `None` for v2.
-    controllers: Option<Vec<String>>,
-}
-
-impl CgroupMount {
-    /// The innermost cgroup mount of /proc/self/mountinfo text that holds `path`.
-    fn holding(mountinfo: &str, path: &Path) -> Option<Self> {
-        let parse = |line: &str| {
-            let (before, after) = line.split_once(" - ")?;
-            let mut before = before.split(' ').skip(3);
-            let (root, point) = (unescape(before.next()?), unescape(before.next()?));
-            let mut after = after.split(' ');
-            let controllers = match after.next()? {
-                "cgroup2" => None,
-                "cgroup" => Some(after.nth(1)?.split(',').map(str::to_owned).collect()),
-                _ => return None,
-            };
-            Some(Self { point: point.into(), root: root.into(), controllers })
-        };
-        let mounts = mountinfo.lines().filter_map(parse).filter(|mount| path.starts_with(&mount.point));
-        mounts.max_by_key(|mount| mount.point.components().count())
-    }
-}
-
-/// Undo the octal escapes of mountinfo.
-fn unescape(field: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(field.to_owned(), |text, (from, to)| text.replace(from, to))
-}
-
-/// The index of the first of these v1 controllers that the kernel's `enum cgroup_subsys_id` names.
-fn controller_index(names: &[String]) -> Result<i32> {
-    let btf = libbpf_rs::btf::Btf::from_vmlinux().context("cannot read the kernel's types")?;
-    let ids = btf.type_by_name::<Enum<'_>>("cgroup_subsys_id").context("the kernel has no cgroup controllers")?;
-    let members: Vec<(String, i64)> = ids
-        .iter()
-        .filter_map(|member| Some((member.name?.to_str()?.strip_suffix("_cgrp_id")?.to_owned(), member.value)))
-        .collect();
-    names
-        .iter()
-        // In v1 the io controller is called blkio; it alone has two names (cgroup_subsys.legacy_name).
-        .map(|name| if name == "blkio" { "io" } else { name })
-        .find_map(|name| members.iter().find(|(known, _)| known == name).map(|(_, value)| *value as i32))
-        .ok_or_else(|| anyhow!("a cgroup hierarchy without a controller ({}) cannot be filtered by", names.join(",")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MOUNTINFO: &str = "\
-30 1 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw
-31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime shared:1 - cgroup cgroup rw,cpu,cpuacct
-32 30 0:28 / /sys/fs/cgroup/uni\\040fied rw - cgroup2 cgroup2 rw
-33 1 0:28 /docker/abc /mnt/c rw - cgroup2 cgroup2 rw
-";
-
-    #[test]
-    fn the_hierarchy_of_a_path_is_found() {
-        let at = |path: &str| CgroupMount::holding(MOUNTINFO, Path::new(path));
-        assert_eq!(at("/sys/fs/cgroup/cpu/a").unwrap().controllers.unwrap(), ["rw", "cpu", "cpuacct"]);
-        assert_eq!(at("/sys/fs/cgroup/uni fied/a/b").unwrap().controllers, None);
-        assert_eq!(at("/mnt/c/x").unwrap().root, Path::new("/docker/abc"));
-        assert_eq!(at("/home"), None);
     }
 }
