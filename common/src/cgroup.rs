@@ -645,11 +645,14 @@ mod tests {
             }
             let wanted = Cgroup::at(&inner.0).unwrap();
             assert_eq!((wanted.controller, &wanted.path), (controller, &inner.0));
-            assert_eq!(matching(&format!("{name}/in")).unwrap(), [wanted.clone()]);
-            assert_eq!(matching(&format!("{name}*/i?")).unwrap(), [wanted.clone()]);
+            assert_eq!(matching(&format!("{name}/in")).unwrap(), std::slice::from_ref(&wanted));
+            assert_eq!(matching(&format!("{name}*/i?")).unwrap(), std::slice::from_ref(&wanted));
             let mut tree = Tree::over(mount.clone(), controller, Instant::now());
             assert_eq!(tree.path(wanted.id), Some(mount.within(&format!("{name}/in"))));
-            assert_eq!(tree.outermost(|path| path.ends_with(&format!("{name}/in"))).unwrap(), [wanted.clone()]);
+            assert_eq!(
+                tree.outermost(|path| path.ends_with(&format!("{name}/in"))).unwrap(),
+                std::slice::from_ref(&wanted)
+            );
             drop(inner);
             drop(outer);
         }
