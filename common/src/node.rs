@@ -724,3 +724,589 @@ fn unescape(name: &str) -> String {
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const A: &str = "aaaaaaaaaaaa1111111111111111111111111111111111111111111111111111";
+    const B: &str = "bbbbbbbbbbbb2222222222222222222222222222222222222222222222222222";
+    const C: &str = "aaaabbbbcccc3333333333333333333333333333333333333333333333333333";
+    const UID: &str = "165311bb-64fd-4906-9ff6-3a40f6ea2efd";
+    const STATIC: &str = "0123456789abcdef0123456789abcdef";
+
+    /// UID as systemd's names have it.
+    fn uid_() -> String {
+        UID.replace('-', "_")
+    }
+
+    /// A directory laid out like a node.
+    struct Laid(tempfile::TempDir);
+
+    impl Laid {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn at(&self, path: &str) -> PathBuf {
+            let path = self.0.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            path
+        }
+
+        fn file(&self, path: &str, bytes: impl AsRef<[u8]>) -> &Self {
+            fs::write(self.at(path), bytes).unwrap();
+            self
+        }
+
+        fn dir(&self, path: &str) -> &Self {
+            fs::create_dir_all(self.at(path)).unwrap();
+            self
+        }
+
+        fn node(&self) -> Node {
+            Node::at(self.0.path())
+        }
+
+        /// The container and pod of a path.
+        fn names(&self, path: &str) -> (Option<String>, Option<String>) {
+            let labels = self.node().labels(path);
+            (labels.container.clone(), labels.pod.clone())
+        }
+
+        /// Its cgroups, laid out below "cg".
+        fn tree(&self, paths: &[&str]) -> Tree {
+            for path in paths {
+                self.dir(&format!("cg{path}"));
+            }
+            Tree::below(&self.0.path().join("cg"))
+        }
+
+        fn select(&self, tree: &mut Tree, wanted: &Wanted) -> Result<Vec<String>, String> {
+            let root = self.0.path().join("cg");
+            let path = |cgroup: &Cgroup| format!("/{}", cgroup.path.strip_prefix(&root).unwrap().display());
+            let found = self.node().select(tree, wanted).map_err(|error| error.to_string())?;
+            Ok(found.iter().map(path).collect())
+        }
+    }
+
+    fn some(name: &str, pod: &str) -> (Option<String>, Option<String>) {
+        let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        (text(name), text(pod))
+    }
+
+    fn unit_of(path: &str) -> Option<String> {
+        Place::of(path).unit
+    }
+
+    #[test]
+    fn units_are_found_as_systemd_finds_them() {
+        for (path, expected) in [
+            ("/system.slice/foobar.service/sdfdsaf", "foobar.service"),
+            ("/system.slice/getty@tty5.service", "getty@tty5.service"),
+            ("/system.slice/getty@tty5.service/aaa/bbb", "getty@tty5.service"),
+            ("/system.slice/system-waldo.slice/_cpu.service/sdf", "cpu.service"),
+            ("/system.slice//system-waldo.slice/foobar.service/", "foobar.service"),
+            ("/init.scope", "init.scope"),
+            (r"/system.slice/var-lib-a\x2db.mount", r"var-lib-a\x2db.mount"),
+            ("/system.slice/dev-vda2.swap", "dev-vda2.swap"),
+            ("/system.slice/ssh.socket", "ssh.socket"),
+            ("/user.slice/user-1000.slice/session-2.scope", "session-2.scope"),
+            ("/user.slice/user-1000.slice/session-2.scope/foobar.service/x", "foobar.service"),
+            ("/user.slice/user-1000.slice/user@1000.service", "user@1000.service"),
+            ("/user.slice/user-1000.slice/user@1000.service/app.slice", "user@1000.service"),
+            ("/user.slice/user-1000.slice/user@1000.service/init.scope", "init.scope"),
+            ("/user.slice/user-1000.slice/user@1000.service/app.slice/app-a.slice/a@1.service", "a@1.service"),
+            // What runs in a container of systemd's is not a unit of this node.
+            ("/machine.slice/machine-x.scope/system.slice/ssh.service", "machine-x.scope"),
+        ] {
+            assert_eq!(unit_of(path).as_deref(), Some(expected), "{path}");
+        }
+        let long = format!("/{}.service", "a".repeat(300));
+        for path in [
+            "",
+            "/",
+            "sadfdsafsda",
+            "/system.slice",
+            "/docker/x/a.service",
+            "/user.slice/user-1000.slice/user@.service/a.service",
+            "/system.slice/getty####@tty6.service/xxx",
+            "/getty@.service",
+            "/@a.service",
+            "/.service",
+            "/a.target",
+            &long,
+        ] {
+            assert_eq!(unit_of(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn every_runtimes_directories_are_containers() {
+        let by_id = |path: &str| Place::of(path).container == Some(Container::Id(A.to_owned()));
+        for path in [
+            format!("/docker/{A}"),
+            format!("/system.slice/docker-{A}.scope"),
+            format!("/system.slice/docker-{A}.scope/init.scope"),
+            format!("/my/own/parent/{A}/system.slice/nginx.service"),
+            format!("/default/{A}"),
+            format!("/system.slice/nerdctl-{A}.scope"),
+            format!("/k8s.io/{A}"),
+            format!("/kubepods/burstable/pod{UID}/{A}"),
+            format!(
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice/cri-containerd-{A}.scope",
+                uid_()
+            ),
+            format!("/system.slice/containerd.service/kubepods-burstable-pod{}.slice:cri-containerd:{A}", uid_()),
+            format!("/kubepods.slice/kubepods-pod{}.slice/crio-{A}.scope/container", uid_()),
+            format!("/kubepods/besteffort/pod{UID}/crio-{A}"),
+            format!("/machine.slice/libpod-{A}.scope/container"),
+            format!("/libpod_parent/libpod-{A}"),
+            format!("/machine.slice/machine-libpod_pod_{B}.slice/libpod-{A}.scope"),
+            format!("/system.slice/web.service/libpod-payload-{A}"),
+            format!("/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{A}.scope/container"),
+            // Docker in Docker, and kind with each driver.
+            format!("/docker/{B}/docker/{A}"),
+            format!("/docker/{B}/kubelet/kubepods/burstable/pod{UID}/{A}"),
+            format!(
+                "/system.slice/docker-{B}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{}.slice/cri-containerd-{A}.scope",
+                uid_()
+            ),
+        ] {
+            assert!(by_id(&path), "{path}");
+        }
+        for (path, name) in [
+            ("/lxc.payload.web", "web"),
+            ("/lxc.payload.my-project_web/system.slice/ssh.service", "my-project_web"),
+            ("/lxc/101/ns", "101"),
+            ("/lxc.payload/web", "web"),
+            (r"/machine.slice/machine-my\x2dbox.scope/payload", "my-box"),
+            ("/machine.slice/systemd-nspawn@my-box.service/payload", "my-box"),
+        ] {
+            assert_eq!(Place::of(path).container, Some(Container::Name(name.to_owned())), "{path}");
+        }
+        for path in [
+            format!("/machine.slice/libpod-conmon-{A}.scope"),
+            format!("/kubepods.slice/kubepods-pod{}.slice/crio-conmon-{A}.scope", uid_()),
+            format!("/kubepods/pod{UID}/crio-conmon-{A}"),
+            format!("/system.slice/{A}.service"),
+            format!("/system.slice/{A}-1234.timer"),
+            format!("/docker/{}", &A[1..]),
+            format!("/docker/{}", A.to_uppercase()),
+            "/lxc.monitor.web".into(),
+            "/lxc/lxc.monitor.web".into(),
+            "/lxc.payload.".into(),
+            r"/machine.slice/machine-qemu\x2d1\x2dvm.scope".into(),
+            "/machine.slice/machine-.scope".into(),
+            "/docker".into(),
+            "/lxc".into(),
+        ] {
+            assert_eq!(Place::of(&path).container, None, "{path}");
+        }
+    }
+
+    #[test]
+    fn pods_are_found_below_every_root_of_kubelets() {
+        let uid = uid_();
+        for path in [
+            format!("/kubepods/pod{UID}"),
+            format!("/kubepods/burstable/pod{UID}/{A}"),
+            format!("/kubepods/besteffort/pod{UID}/crio-conmon-{A}"),
+            format!("/kubepods.slice/kubepods-pod{uid}.slice/docker-{A}.scope"),
+            format!("/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{uid}.slice"),
+            format!("/kubepods-burstable-pod{uid}.slice:cri-containerd:{A}"),
+            format!("/docker/{B}/kubelet/kubepods/burstable/pod{UID}/{A}"),
+            format!(
+                "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{uid}.slice/cri-containerd-{A}.scope"
+            ),
+            format!("/user.slice/user-1000.slice/user@1000.service/k3s.service/kubepods/burstable/pod{UID}/{A}"),
+        ] {
+            assert_eq!(Place::of(&path).pod.as_deref(), Some(UID), "{path}");
+        }
+        let fixed = Place::of(&format!("/kubepods.slice/kubepods-pod{STATIC}.slice"));
+        assert_eq!((fixed.pod.as_deref(), fixed.container), (Some(STATIC), None));
+        for path in [
+            "/kubepods",
+            "/kubepods/podx",
+            "/podman/pod12345678",
+            "/kubepods.slice/kubepods-pod.slice",
+            "/a-pod12345678.slice",
+            "/kubepods/pod../x",
+            "/notkubepods/pod12345678",
+        ] {
+            assert_eq!(Place::of(path).pod, None, "{path}");
+        }
+        // The pod is in the container of its node, but its own directory is not that container's.
+        assert_eq!(Place::of(&format!("/docker/{B}/kubelet/kubepods/burstable/pod{UID}")).container, None);
+    }
+
+    #[test]
+    fn docker_names_its_containers() {
+        let laid = Laid::new();
+        let config =
+            |name: &str, labels: &str| format!(r#"{{"ID":"x","Name":"{name}","Config":{{"Labels":{labels}}}}}"#);
+        laid.file(&format!("var/lib/docker/containers/{A}/config.v2.json"), config("/web", "null"));
+        assert_eq!(laid.names(&format!("/docker/{A}")), some("web", ""));
+        assert_eq!(laid.names(&format!("/system.slice/docker-{A}.scope")), some("web", ""));
+        assert_eq!(laid.names(&format!("/docker/{B}")), some(&B[..12], ""));
+        let labels = laid.node().labels(&format!("/system.slice/docker-{A}.scope/x"));
+        let unit = Some(format!("docker-{A}.scope"));
+        assert_eq!((labels.container_id.as_deref(), &labels.unit), (Some(A), &unit));
+
+        // By cri-dockerd in a pod: by the labels, or else the name.
+        let kubelets = r#"{"io.kubernetes.container.name":"nginx","io.kubernetes.pod.name":"web-1","io.kubernetes.pod.namespace":"shop"}"#;
+        let name = format!("/k8s_nginx_web-1_shop_{UID}_0");
+        for (id, labels) in [(B, kubelets), (C, "{}")] {
+            laid.file(&format!("var/lib/docker/containers/{id}/config.v2.json"), config(&name, labels));
+            assert_eq!(laid.names(&format!("/kubepods/pod{UID}/{id}")), some("nginx", "shop/web-1"));
+        }
+
+        // The directory of the configuration, and of a user's own daemon.
+        let laid = Laid::new();
+        laid.file("etc/docker/daemon.json", r#"{"data-root":"/data/docker"}"#);
+        laid.file(&format!("data/docker/containers/{A}/config.v2.json"), config("/web", "null"));
+        laid.file(&format!("home/joe/.local/share/docker/containers/{B}/config.v2.json"), config("/mine", "null"));
+        assert_eq!(laid.names(&format!("/docker/{A}")), some("web", ""));
+        assert_eq!(laid.names(&format!("/user.slice/docker-{B}.scope")), some("mine", ""));
+    }
+
+    #[test]
+    fn containerd_names_containers_and_sandboxes() {
+        for state in ["run/containerd", "run/k3s/containerd"] {
+            let laid = Laid::new();
+            let bundle = |id: &str| format!("{state}/io.containerd.runtime.v2.task/k8s.io/{id}/config.json");
+            let annotations = |kind: &str| {
+                format!(
+                    r#"{{"ociVersion":"1.1.0","process":{{"args":["sh"]}},"annotations":{{"io.kubernetes.cri.container-type":"{kind}",
+                    "io.kubernetes.cri.container-name":"app","io.kubernetes.cri.sandbox-name":"web-1",
+                    "io.kubernetes.cri.sandbox-namespace":"shop","io.kubernetes.cri.sandbox-uid":"{UID}"}}}}"#
+                )
+            };
+            laid.file(&bundle(A), annotations("container")).file(&bundle(B), annotations("sandbox"));
+            let pod = format!("/kubepods.slice/kubepods-pod{}.slice", uid_());
+            assert_eq!(laid.names(&format!("{pod}/cri-containerd-{A}.scope")), some("app", "shop/web-1"));
+            assert_eq!(laid.names(&format!("{pod}/cri-containerd-{B}.scope")), some("POD", "shop/web-1"));
+            // Its containers tell the pod's name to those that have not said it.
+            let mut node = laid.node();
+            assert_eq!(node.labels(&pod).pod.as_deref(), Some(UID));
+            node.labels(&format!("{pod}/cri-containerd-{A}.scope"));
+            assert_eq!(node.labels(&format!("{pod}/cri-containerd-{C}.scope")).pod.as_deref(), Some("shop/web-1"));
+            assert_eq!(node.labels_at(&pod, Instant::now() + RETRY).pod.as_deref(), Some("shop/web-1"));
+        }
+    }
+
+    #[test]
+    fn nerdctl_names_its_containers() {
+        let laid = Laid::new();
+        laid.file("var/lib/nerdctl/1935db59/names/default/web", A);
+        laid.file("home/joe/.local/share/nerdctl/1935db59/names/default/mine", format!("{B}\n"));
+        assert_eq!(laid.names(&format!("/default/{A}")), some("web", ""));
+        assert_eq!(laid.names(&format!("/system.slice/nerdctl-{A}.scope")), some("web", ""));
+        assert_eq!(
+            laid.names(&format!("/user.slice/user-1000.slice/user@1000.service/user.slice/nerdctl-{B}.scope")),
+            some("mine", "")
+        );
+        laid.file(
+            &format!("run/containerd/io.containerd.runtime.v2.task/default/{C}/config.json"),
+            r#"{"annotations":{"nerdctl/name":"third","nerdctl/namespace":"default"}}"#,
+        );
+        assert_eq!(laid.names(&format!("/default/{C}")), some("third", ""));
+    }
+
+    #[test]
+    fn kubelets_logs_name_containers_and_pods() {
+        let laid = Laid::new();
+        laid.dir(&format!("var/log/pods/shop_web-1_{UID}/nginx"));
+        laid.dir(&format!("var/log/pods/kube-system_etcd-node1_{STATIC}/etcd"));
+        fs::create_dir_all(laid.at("var/log/containers")).unwrap();
+        // The target has gone, which happens.
+        let link = laid.at(&format!("var/log/containers/web-1_shop_nginx-{A}.log"));
+        std::os::unix::fs::symlink("/var/log/pods/gone/0.log", link).unwrap();
+        let uid = uid_();
+        for pod in [format!("/kubepods/burstable/pod{UID}"), format!("/kubepods.slice/kubepods-pod{uid}.slice")] {
+            assert_eq!(laid.names(&pod), some("", "shop/web-1"));
+        }
+        assert_eq!(laid.names(&format!("/kubepods/burstable/pod{UID}/{A}")), some("nginx", "shop/web-1"));
+        assert_eq!(laid.names(&format!("/kubepods/burstable/pod{UID}/{B}")), some(&B[..12], "shop/web-1"));
+        assert_eq!(laid.names(&format!("/kubepods/burstable/pod{UID}/crio-conmon-{A}")), some("", "shop/web-1"));
+        assert_eq!(laid.names(&format!("/kubepods/pod{STATIC}")), some("", "kube-system/etcd-node1"));
+        assert_eq!(laid.names("/kubepods/pod00000000-0000"), some("", "00000000-0000"));
+    }
+
+    #[test]
+    fn crio_and_podman_name_their_containers() {
+        let laid = Laid::new();
+        let userdata = |id: &str| format!("run/containers/storage/overlay-containers/{id}/userdata/config.json");
+        let annotations = r#"{"annotations":{"io.kubernetes.cri-o.ContainerType":"container","io.kubernetes.container.name":"app",
+            "io.kubernetes.pod.name":"web-1","io.kubernetes.pod.namespace":"shop","io.kubernetes.pod.uid":"x"}}"#;
+        laid.file(&userdata(A), annotations);
+        laid.file(
+            &userdata(B),
+            r#"{"annotations":{"io.kubernetes.cri-o.ContainerType":"sandbox",
+            "io.kubernetes.cri-o.KubeName":"web-1","io.kubernetes.cri-o.Namespace":"shop"}}"#,
+        );
+        let pod = format!("/kubepods.slice/kubepods-pod{}.slice", uid_());
+        assert_eq!(laid.names(&format!("{pod}/crio-{A}.scope/container")), some("app", "shop/web-1"));
+        assert_eq!(laid.names(&format!("{pod}/crio-{B}.scope")), some("POD", "shop/web-1"));
+
+        // Where only the storage knows it.
+        let laid = Laid::new();
+        let lists = |id: &str, name: &str| {
+            format!(r#"[{{"id":"{id}","names":["{name}"],"layer":"x","created":"2026"}},{{"id":"y"}}]"#)
+        };
+        let storage = "containers/storage/overlay-containers";
+        laid.file(&format!("var/lib/{storage}/containers.json"), lists(A, &format!("k8s_app_web-1_shop_{UID}_0")));
+        laid.file(&format!("run/{storage}/volatile-containers.json"), lists(B, "brief"));
+        laid.file(&format!("home/joe/.local/share/{storage}/containers.json"), lists(C, "mine"));
+        assert_eq!(laid.names(&format!("{pod}/crio-{A}.scope")), some("app", "shop/web-1"));
+        assert_eq!(laid.names(&format!("/machine.slice/libpod-{B}.scope/container")), some("brief", ""));
+        assert_eq!(laid.names(&format!("/libpod_parent/libpod-{B}")), some("brief", ""));
+        let rootless = format!("/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{C}.scope/container");
+        assert_eq!(laid.names(&rootless), some("mine", ""));
+        let unit = format!("libpod-{C}.scope");
+        assert_eq!(laid.node().labels(&rootless).unit.as_deref(), Some(unit.as_str()));
+
+        // Users can give names to what is theirs alone, and make no pods.
+        laid.file(&format!("home/eve/.local/share/{storage}/containers.json"), lists(A, "stolen"));
+        laid.file(
+            "run/user/1001/containers/overlay-containers/containers.json",
+            lists(&A.replace('a', "e"), "k8s_app_web-1_shop_u_0"),
+        );
+        assert_eq!(laid.names(&format!("/machine.slice/libpod-{A}.scope")), some("app", "shop/web-1"));
+        assert_eq!(
+            laid.names(&format!("/machine.slice/libpod-{}.scope", A.replace('a', "e"))),
+            some("k8s_app_web-1_shop_u_0", "")
+        );
+    }
+
+    #[test]
+    fn files_that_cannot_be_meant_are_passed_over() {
+        let path = format!("/docker/{A}");
+        let config = format!("var/lib/docker/containers/{A}/config.v2.json");
+        let deep = format!("{{\"Name\":{}", "[".repeat(100_000));
+        let long = format!(r#"{{"Name":"/{}"}}"#, "a".repeat(300));
+        let huge = format!(r#"{{"Name":"/web","x":"{}"}}"#, "a".repeat(FILE_MAX as usize));
+        let bytes: [&[u8]; 10] = [
+            b"",
+            b"{",
+            b"null",
+            b"[]",
+            br#"{"Name":7}"#,
+            br#"{"Name":"/"}"#,
+            b"{\"Name\":\"/\xff\xfe\"}",
+            deep.as_bytes(),
+            long.as_bytes(),
+            huge.as_bytes(),
+        ];
+        for bytes in bytes {
+            let laid = Laid::new();
+            laid.file(&config, bytes);
+            assert_eq!(
+                laid.names(&path),
+                some(&A[..12], ""),
+                "{:?}",
+                String::from_utf8_lossy(&bytes[..bytes.len().min(40)])
+            );
+        }
+        // A directory, a pipe that nobody writes to, a link to itself, a device without end.
+        let laid = Laid::new();
+        laid.dir(&config);
+        assert_eq!(laid.names(&path), some(&A[..12], ""));
+        let laid = Laid::new();
+        nix::unistd::mkfifo(&laid.at(&config), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(laid.names(&path), some(&A[..12], ""));
+        for target in ["config.v2.json", "/dev/zero"] {
+            let laid = Laid::new();
+            std::os::unix::fs::symlink(target, laid.at(&config)).unwrap();
+            assert_eq!(laid.names(&path), some(&A[..12], ""));
+        }
+        // Text of the traced system is left as it is.
+        let laid = Laid::new();
+        laid.file(&config, r#"{"Name":"/a\u001b[2J\nb"}"#);
+        assert_eq!(laid.names(&path), some("a\u{1b}[2J\nb", ""));
+    }
+
+    #[test]
+    fn lists_that_cannot_be_meant_are_passed_over() {
+        use std::os::unix::ffi::OsStrExt;
+
+        let laid = Laid::new();
+        for name in ["a_b", "_", "__", "a_b_", "a_b_c_d", "__0123456789", "a_b_../../../x", ""] {
+            laid.dir(&format!("var/log/pods/{name}"));
+            laid.dir(&format!("var/log/containers/{name}-{A}.log"));
+        }
+        laid.dir("var/log/pods/x");
+        fs::create_dir(laid.0.path().join("var/log/pods").join(std::ffi::OsStr::from_bytes(b"a_\xff_12345678")))
+            .unwrap();
+        laid.dir(&format!("var/log/containers/a_b_c-{A}"));
+        laid.dir(&format!("var/log/containers/a_b_c{A}.log"));
+        laid.file(
+            "var/lib/containers/storage/overlay-containers/containers.json",
+            r#"[{"id":"../..","names":["x"]},{"id":"","names":[""]}]"#,
+        );
+        laid.file("var/lib/nerdctl/x/names/default/web", "../../../etc/passwd");
+        laid.file("var/lib/nerdctl/x/names/default/bin", b"\xff\xfe");
+        let index = Index::read(laid.0.path());
+        assert!(index.containers.is_empty() && index.pods.is_empty(), "{index:?}");
+    }
+
+    #[test]
+    fn names_that_come_late_are_found() {
+        let laid = Laid::new();
+        let mut node = laid.node();
+        let path = format!("/kubepods/pod{UID}/{A}");
+        let now = Instant::now();
+        assert_eq!(node.labels_at(&path, now).container.as_deref(), Some(&A[..12]));
+        laid.file(&format!("var/log/containers/web-1_shop_nginx-{A}.log"), "");
+        assert_eq!(node.labels_at(&path, now + RETRY / 2).container.as_deref(), Some(&A[..12]));
+        let found = node.labels_at(&path, now + 2 * RETRY);
+        assert_eq!((found.container.as_deref(), found.pod.as_deref()), (Some("nginx"), Some("shop/web-1")));
+        // Then they are remembered, also when the container has gone.
+        fs::remove_dir_all(laid.0.path().join("var")).unwrap();
+        assert_eq!(node.labels_at(&path, now + 100 * RETRY), found);
+    }
+
+    #[test]
+    fn units_are_selected() {
+        let laid = Laid::new();
+        let mut tree = laid.tree(&[
+            "/system.slice/ssh.service/in",
+            "/system.slice/system-getty.slice/getty@tty1.service",
+            "/init.scope",
+            "/system.slice/ssh.socket",
+            "/user.slice/user-1000.slice/user@1000.service/app.slice/ssh.service",
+        ]);
+        let mut select = |name: &str| laid.select(&mut tree, &Wanted::Unit(name.into()));
+        let both = ["/system.slice/ssh.service", "/user.slice/user-1000.slice/user@1000.service/app.slice/ssh.service"];
+        assert_eq!(select("ssh").unwrap(), both);
+        assert_eq!(select("ssh.service").unwrap(), both);
+        assert_eq!(select("ssh.socket").unwrap(), ["/system.slice/ssh.socket"]);
+        assert_eq!(select("getty@*").unwrap(), ["/system.slice/system-getty.slice/getty@tty1.service"]);
+        assert_eq!(select("s*").unwrap(), [both[0], "/system.slice/ssh.socket", both[1]]);
+        assert_eq!(select("user@1000").unwrap(), ["/user.slice/user-1000.slice/user@1000.service"]);
+        assert_eq!(select("system-getty.slice").unwrap(), ["/system.slice/system-getty.slice"]);
+        let error = select("nginx").unwrap_err();
+        let there = "getty@tty1.service, init.scope, ssh.service, ssh.socket, user@1000.service";
+        assert_eq!(error, format!("no unit 'nginx.service' has a cgroup here: there are {there}"));
+        assert!(select("").is_err());
+    }
+
+    #[test]
+    fn containers_are_selected() {
+        let laid = Laid::new();
+        let pod = format!("/kubepods/pod{UID}");
+        let (a, b, c) = (format!("/docker/{A}"), format!("{pod}/{B}"), format!("{pod}/{C}"));
+        let mut tree = laid.tree(&[&format!("{a}/init.scope"), &b, &c, "/lxc.payload.box/x", "/lxc.monitor.box"]);
+        laid.file(&format!("var/lib/docker/containers/{A}/config.v2.json"), r#"{"Name":"/web"}"#);
+        for (id, name) in [(B, "web"), (C, "db")] {
+            laid.file(&format!("var/log/containers/p_n_{name}-{id}.log"), "");
+        }
+        let mut select = |name: &str| laid.select(&mut tree, &Wanted::Container(name.into()));
+        assert_eq!(select(A).unwrap(), [a.clone()]);
+        assert_eq!(select(&A[..12]).unwrap(), [a.clone()]);
+        assert_eq!(select(&B[..4].to_uppercase()).unwrap(), [b.clone()]);
+        assert_eq!(select("db").unwrap(), [c.clone()]);
+        assert_eq!(select("n/p/web").unwrap(), [b]);
+        assert_eq!(select("box").unwrap(), ["/lxc.payload.box"]);
+        assert_eq!(
+            select("web").unwrap_err(),
+            "'web' is more than one container: aaaaaaaaaaaa (web), bbbbbbbbbbbb (n/p/web)"
+        );
+        assert_eq!(
+            select("aaaa").unwrap_err(),
+            "'aaaa' is more than one container: aaaaaaaaaaaa (web), aaaabbbbcccc (n/p/db)"
+        );
+        let there = "no container 'aaa' runs here: there are box, n/p/db, n/p/web, web";
+        assert_eq!(select("aaa").unwrap_err(), there);
+        assert!(select("").is_err() && select("p").is_err());
+        // A node of kind is what it holds.
+        let inner = format!("/docker/{A}/kubelet/kubepods/pod{UID}/{B}");
+        assert_eq!(laid.select(&mut laid.tree(&[&inner]), &Wanted::Container("db".into())).unwrap(), [c]);
+        assert_eq!(laid.select(&mut laid.tree(&[&inner]), &Wanted::Container(A.into())).unwrap(), [a]);
+    }
+
+    #[test]
+    fn pods_are_selected() {
+        let laid = Laid::new();
+        let other = "265311bb-64fd-4906-9ff6-3a40f6ea2efd";
+        let (shop, mall) = (format!("/kubepods/burstable/pod{UID}"), format!("/kubepods/pod{other}"));
+        let lone = format!("/kubepods/pod{STATIC}");
+        let mut tree = laid.tree(&[&format!("{shop}/{A}"), &format!("{mall}/{B}"), &lone]);
+        // One by kubelet's directory, one by what is said of its container.
+        laid.dir(&format!("var/log/pods/shop_web_{UID}"));
+        laid.file(
+            &format!("run/containerd/io.containerd.runtime.v2.task/k8s.io/{B}/config.json"),
+            r#"{"annotations":{"io.kubernetes.cri.sandbox-name":"web","io.kubernetes.cri.sandbox-namespace":"mall"}}"#,
+        );
+        let mut select = |name: &str| laid.select(&mut tree, &Wanted::Pod(name.into()));
+        assert_eq!(select("shop/web").unwrap(), [shop.clone()]);
+        assert_eq!(select("mall/web").unwrap(), [mall.clone()]);
+        assert_eq!(select(UID).unwrap(), [shop]);
+        assert_eq!(select(other).unwrap(), [mall]);
+        assert_eq!(select(STATIC).unwrap(), [lone]);
+        assert_eq!(select("web").unwrap_err(), "'web' is more than one pod: mall/web, shop/web");
+        let error = select("shop/db").unwrap_err();
+        assert_eq!(error, format!("no pod 'shop/db' runs here: there are {STATIC}, mall/web, shop/web"));
+        fs::remove_dir_all(laid.0.path().join("run")).unwrap();
+        assert_eq!(laid.select(&mut tree, &Wanted::Pod("web".into())).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn errors_stay_short() {
+        let many = || (0..100).map(|i| format!("unit-{i}.service"));
+        assert_eq!(there_are("nginx.service", many()), "");
+        assert_eq!(there_are("unit-99", many()), ": there are unit-99.service");
+        assert!(there_are("unit", many()).ends_with("unit-15.service, ..."));
+        assert_eq!(there_are("", many()), "");
+    }
+
+    #[test]
+    fn escapes_are_undone() {
+        assert_eq!(unescape(r"a\x2db"), "a-b");
+        assert_eq!(unescape(r"\x2"), r"\x2");
+        assert_eq!(unescape(r"\xzz\x+1"), r"\xzz\x+1");
+        assert_eq!(unescape(r"\xff"), "\u{fffd}");
+    }
+
+    /// Parts of paths that mean something, and some that do not.
+    fn part() -> impl Strategy<Value = String> {
+        let known = [
+            "docker",
+            "kubepods",
+            "burstable",
+            "lxc",
+            "lxc.payload.",
+            "machine-.scope",
+            r"machine-\x.scope",
+            "a:b:c",
+            "::",
+            "pod",
+            "kubepods-pod.slice",
+            "_",
+            "_.service",
+            "user@1.service",
+            "system.slice",
+            "..",
+            A,
+            "kubepods-burstable-pod12345678.slice",
+        ];
+        prop_oneof![
+            proptest::sample::select(known.to_vec()).prop_map(str::to_owned),
+            any::<String>(),
+            (any::<String>(), proptest::sample::select(&["", ".scope", ".slice", ":x:"][..]))
+                .prop_map(|(a, b)| format!("{a}-{A}{b}")),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_path_has_labels(parts in proptest::collection::vec(part(), 0..8)) {
+            let dir = tempfile::tempdir().unwrap();
+            let labels = Node::at(dir.path()).labels(&parts.join("/"));
+            prop_assert!(labels.container_id.as_deref().is_none_or(is_id));
+            prop_assert!(labels.pod.as_deref().is_none_or(is_uid));
+        }
+    }
+}
