@@ -1204,10 +1204,10 @@ mod tests {
             laid.file(&format!("var/log/containers/p_n_{name}-{id}.log"), "");
         }
         let mut select = |name: &str| laid.select(&mut tree, &Wanted::Container(name.into()));
-        assert_eq!(select(A).unwrap(), [a.clone()]);
-        assert_eq!(select(&A[..12]).unwrap(), [a.clone()]);
-        assert_eq!(select(&B[..4].to_uppercase()).unwrap(), [b.clone()]);
-        assert_eq!(select("db").unwrap(), [c.clone()]);
+        assert_eq!(select(A).unwrap(), std::slice::from_ref(&a));
+        assert_eq!(select(&A[..12]).unwrap(), std::slice::from_ref(&a));
+        assert_eq!(select(&B[..4].to_uppercase()).unwrap(), std::slice::from_ref(&b));
+        assert_eq!(select("db").unwrap(), std::slice::from_ref(&c));
         assert_eq!(select("n/p/web").unwrap(), [b]);
         assert_eq!(select("box").unwrap(), ["/lxc.payload.box"]);
         assert_eq!(
@@ -1241,8 +1241,8 @@ mod tests {
             r#"{"annotations":{"io.kubernetes.cri.sandbox-name":"web","io.kubernetes.cri.sandbox-namespace":"mall"}}"#,
         );
         let mut select = |name: &str| laid.select(&mut tree, &Wanted::Pod(name.into()));
-        assert_eq!(select("shop/web").unwrap(), [shop.clone()]);
-        assert_eq!(select("mall/web").unwrap(), [mall.clone()]);
+        assert_eq!(select("shop/web").unwrap(), std::slice::from_ref(&shop));
+        assert_eq!(select("mall/web").unwrap(), std::slice::from_ref(&mall));
         assert_eq!(select(UID).unwrap(), [shop]);
         assert_eq!(select(other).unwrap(), [mall]);
         assert_eq!(select(STATIC).unwrap(), [lone]);
