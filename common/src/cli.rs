@@ -37,7 +37,7 @@ pub struct Tool {
     #[arg(long, hide = true, value_name = "STEP")]
     pub plan: Option<Step>,
     /// Write a line to this file descriptor once everything is attached
-    #[arg(long, hide = true, value_name = "FD")]
+    #[arg(long, hide = true, value_name = "FD", value_parser = own_descriptor)]
     pub ready_fd: Option<RawFd>,
 }
 
@@ -174,6 +174,14 @@ pub fn user(text: &str) -> Result<u32, String> {
         (fields.next()? == text).then(|| fields.nth(1)?.parse().ok()).flatten()
     };
     passwd.lines().find_map(uid).ok_or_else(|| "is not a user id or a user of /etc/passwd".into())
+}
+
+/// Parse a descriptor that is the tool's alone: a command that it runs would keep it open.
+fn own_descriptor(text: &str) -> Result<RawFd, String> {
+    let fd = text.parse::<RawFd>().map_err(|_| "is not a file descriptor")?;
+    // SAFETY: sets a flag of whatever descriptor has this number, if there is one.
+    let status = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    if status == 0 { Ok(fd) } else { Err("is not an open file descriptor".into()) }
 }
 
 fn buffer_kib(text: &str) -> Result<u32, String> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use libbpf_rs::MapType;
 
+use crate::cgroup;
 use crate::fault::unsupported;
 use crate::proc::status_field;
 
@@ -233,9 +234,7 @@ pub fn tracefs() -> Option<&'static Path> {
 
 /// Where the cgroup v2 hierarchy is mounted.
 pub fn cgroup2_root() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let line = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
-    line.split(' ').nth(4).map(PathBuf::from)
+    cgroup::v2_mount_point()
 }
 
 /// Whether maps of this type can be made here.

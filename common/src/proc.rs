@@ -69,6 +69,12 @@ impl Thread {
         Some((Text::new(stat.get(open + 1..close)?.to_vec()), fields))
     }
 
+    /// Its real user, or `None` when it has gone.
+    pub fn uid(self) -> Option<u32> {
+        let status = self.read("status")?;
+        status_field(&String::from_utf8_lossy(&status), "Uid")?.split_whitespace().next()?.parse().ok()
+    }
+
     /// The functions of its kernel stack and the offset in each, innermost first, or `None` where that is refused.
     pub fn kernel_stack(self) -> Option<Vec<(String, u64)>> {
         let text = self.read("stack")?;

@@ -177,29 +177,32 @@ impl Subject {
 struct Names {
     tree: Tree,
     node: Node,
-    /// What was found, also of cgroups that have gone since.
-    known: HashMap<u64, [Option<Text<'static>>; 4]>,
+    /// Paths by id, also of cgroups that have gone since.
+    paths: HashMap<u64, String>,
 }
 
 impl Names {
     fn open() -> Result<Self> {
-        Ok(Self { tree: Tree::open()?, node: Node::here(), known: HashMap::new() })
+        Ok(Self { tree: Tree::open()?, node: Node::here(), paths: HashMap::new() })
+    }
+
+    fn path(&mut self, cgroup: u64) -> Option<&str> {
+        if !self.paths.contains_key(&cgroup) {
+            self.paths.insert(cgroup, self.tree.path(cgroup)?);
+        }
+        self.paths.get(&cgroup).map(String::as_str)
     }
 
     fn of(&mut self, cgroup: u64, attribute: Attribute) -> Option<Text<'static>> {
-        if !self.known.contains_key(&cgroup) {
-            let path = self.tree.path(cgroup)?;
-            let labels = self.node.labels(&path);
-            let texts = [labels.container, labels.pod, labels.unit, Some(path)];
-            self.known.insert(cgroup, texts.map(|text| text.map(|text| Text::new(text.into_bytes()))));
-        }
-        let index = match attribute {
-            Attribute::Container => 0,
-            Attribute::Pod => 1,
-            Attribute::Unit => 2,
-            _ => 3,
+        let path = self.path(cgroup)?.to_owned();
+        let labels = self.node.labels(&path);
+        let name = match attribute {
+            Attribute::Container => labels.container.clone(),
+            Attribute::Pod => labels.pod.clone(),
+            Attribute::Unit => labels.unit.clone(),
+            _ => Some(path),
         };
-        self.known.get(&cgroup)?[index].clone()
+        name.map(|name| Text::new(name.into_bytes()))
     }
 }
 
@@ -285,7 +288,7 @@ impl Subjects {
     /// A cgroup that has gone before its name was asked for is called by its id.
     fn named(&self, cgroup: u64, by: By) -> Text<'static> {
         let mut names = self.names.borrow_mut();
-        let is_known = names.of(cgroup, Attribute::Cgroup).is_some();
+        let is_known = names.path(cgroup).is_some();
         let gone = || Text::new(format!("cgroup {cgroup}").into_bytes());
         names.of(cgroup, by.attribute()).unwrap_or_else(|| if is_known { Text::new(NONE.as_bytes()) } else { gone() })
     }

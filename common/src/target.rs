@@ -15,7 +15,7 @@ use crate::fault::{unsupported, usage};
 use crate::load::Knobs;
 use crate::node::{Node, Wanted};
 use crate::pattern::Pattern;
-use crate::proc;
+use crate::proc::{self, Thread};
 use crate::subject::{Attribute, Wish};
 
 /// TASK_COMM_LEN of include/linux/sched.h, without the NUL.
@@ -330,22 +330,90 @@ impl Target {
         let Some(map) = object.maps().find(|map| map.name() == "filter_tgids").filter(|_| self.follow) else {
             return Ok(());
         };
-        let mut followed: HashSet<u32> = self.pids.iter().copied().collect();
+        // One that was started while we looked, by one that the hooks did not know yet, is found the next time.
+        let mut known = HashSet::new();
         loop {
-            let parents: HashMap<u32, u32> = proc::parents();
-            let is_new = |pid: &u32| {
-                let is_below = |pid: &u32| parents.get(pid).is_some_and(|parent| followed.contains(parent));
-                !followed.contains(pid) && is_below(pid)
-            };
-            let new: Vec<u32> = parents.keys().copied().filter(is_new).collect();
-            if new.is_empty() {
+            let all = descendants(&self.pids, &proc::parents());
+            if all.is_subset(&known) {
                 return Ok(());
             }
-            for pid in &new {
+            for pid in all.difference(&known) {
                 map.update(&pid.to_ne_bytes(), &[1], MapFlags::ANY).context("too many processes to follow")?;
             }
-            followed.extend(new);
+            known.extend(all);
         }
+    }
+}
+
+/// The same choice, for threads that no event tells of: what `filter_wants_task()` does.
+#[derive(Clone, Default)]
+pub struct Chooser {
+    /// The processes.
+    pub pids: Vec<u32>,
+    /// The threads.
+    pub tids: Vec<u32>,
+    uid: Option<u32>,
+    comm: Option<Pattern>,
+    cgroups: Vec<PathBuf>,
+    follow: bool,
+    pinned: bool,
+}
+
+impl Target {
+    /// What chooses threads as this does.
+    pub fn chooser(&self) -> Chooser {
+        Chooser {
+            pids: self.pids.clone(),
+            tids: self.tids.clone(),
+            uid: self.uid,
+            comm: self.comm.clone(),
+            cgroups: self.cgroups.iter().map(|cgroup| cgroup.path.clone()).collect(),
+            follow: self.follow,
+            pinned: self.cgroupmap.is_some() || self.mntnsmap.is_some(),
+        }
+    }
+}
+
+impl Chooser {
+    /// All threads of the system that are wanted now. None where BCC's pinned maps choose, which hold ids of what cannot
+    /// be seen here.
+    pub fn threads(&self) -> Vec<Thread> {
+        if self.pinned {
+            return Vec::new();
+        }
+        let mut pids = self.pids.clone();
+        if self.follow {
+            pids.extend(descendants(&pids, &proc::parents()));
+        }
+        let members: Option<HashSet<u32>> =
+            (!self.cgroups.is_empty()).then(|| self.cgroups.iter().flat_map(|path| cgroup::members(path)).collect());
+        let mut threads = proc::threads(&pids);
+        threads.retain(|thread| {
+            (self.tids.is_empty() || self.tids.contains(&thread.tid))
+                && members.as_ref().is_none_or(|members| members.contains(&thread.pid))
+                && self.uid.is_none_or(|uid| thread.uid() == Some(uid))
+                && self
+                    .comm
+                    .as_ref()
+                    .is_none_or(|comm| thread.stat().is_some_and(|(name, _)| comm.matches(name.bytes())))
+        });
+        threads
+    }
+}
+
+/// The processes that these have started, and those in turn.
+fn descendants(pids: &[u32], parents: &HashMap<u32, u32>) -> HashSet<u32> {
+    let mut found: HashSet<u32> = HashSet::new();
+    loop {
+        let is_new = |pid: &&u32| {
+            let is_below = |parent: &u32| pids.contains(parent) || found.contains(parent);
+            !pids.contains(pid) && !found.contains(*pid) && parents.get(pid).is_some_and(is_below)
+        };
+        let new: Vec<u32> = parents.keys().filter(is_new).copied().collect();
+        if new.is_empty() {
+            return found;
+        }
+        found.extend(new);
     }
 }
 

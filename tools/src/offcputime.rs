@@ -14,7 +14,7 @@ use common::export::svg::Palette;
 use common::export::{Entry, ExportArgs, Measure, Shape, Unit};
 use common::load::{Hook, Loader, hook, way};
 use common::out::{Cell, Column, Out};
-use common::proc::{self, Thread};
+use common::proc::Thread;
 use common::progress::Tally;
 use common::report::{ReportArgs, StackReport, whom};
 use common::schema::{self, Kind, Record};
@@ -23,7 +23,7 @@ use common::stack::{self, Frame, Stack, StackArgs, Stacks, Style};
 use common::symbol::Symbol;
 use common::table;
 use common::subject::ByArgs;
-use common::target::{Target, TargetArgs};
+use common::target::{Chooser, Target, TargetArgs};
 use common::text::Text;
 use common::time;
 use libbpf_rs::{MapCore, MapFlags};
@@ -156,6 +156,7 @@ struct View<'a> {
     walked_early: bool,
     /// With that, where each thread was that was away when tracing began: nobody walked its stack as it left.
     at_start: HashMap<u32, Place>,
+    chooser: Chooser,
 }
 
 /// Where a thread was as /proc tells it: all of its kernel stack, and of its user stack the innermost frame.
@@ -170,7 +171,7 @@ impl Report for View<'_> {
     }
 
     fn started(&mut self) -> Result<()> {
-        self.stacks.expect(&self.args.target.pid);
+        self.stacks.expect(&self.chooser.pids);
         self.report.started(&mut self.out, &banner(self.args));
         if self.walked_early {
             // Before the time begins: who comes back later without having left was there all along.
@@ -209,10 +210,7 @@ impl Report for View<'_> {
 impl View<'_> {
     /// Note where every thread of interest is that does not run now.
     fn note_those_away(&mut self) {
-        for thread in proc::threads(&self.args.target.pid) {
-            if !self.args.target.tid.is_empty() && !self.args.target.tid.contains(&thread.tid) {
-                continue;
-            }
+        for thread in self.chooser.threads() {
             let Some((_, stat)) = thread.stat() else { continue };
             let is_kernel = is_kernel_thread(&stat);
             if stat.first().is_some_and(|letter| letter != "R") && is_kernel.is_some_and(|kernel| self.wants(kernel)) {
@@ -278,10 +276,7 @@ impl View<'_> {
             table::read(&self.skel.maps.offcputime_left_hash)?.into_iter().collect()
         };
         let mut times = Vec::new();
-        for thread in proc::threads(&self.args.target.pid) {
-            if !self.args.target.tid.is_empty() && !self.args.target.tid.contains(&thread.tid) {
-                continue;
-            }
+        for thread in self.chooser.threads() {
             let left = if self.in_storage { self.stored(thread) } else { hashed.get(&thread.tid).copied() };
             if left.is_some_and(|left| left.since_ns == 0) {
                 continue;
@@ -442,6 +437,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let mut target = Target::new(&args.target)?;
     target.wish.by_process = args.by.by;
+    let chooser = target.chooser();
     let mut loader = Loader::new(&args.tool)?;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(OffcputimeSkelBuilder::default(), &mut object)?;
@@ -477,6 +473,7 @@ pub fn run(args: Args) -> Result<()> {
         begin_ns: 0,
         in_storage,
         walked_early,
+        chooser,
         at_start: HashMap::new(),
     };
     loaded.run(&Run { duration: args.duration, report: true, ..Run::default() }, &mut view)
