@@ -631,6 +631,23 @@ mod tests {
         assert_eq!((found.len(), found[0].level, found[0].path.clone()), (1, 1, dir.path().join("a")));
     }
 
+    #[test]
+    fn this_process_is_in_the_tree() {
+        let Ok(tree) = Tree::open() else { return };
+        // HIERARCHY:CONTROLLERS:PATH, of which v2 has no controllers.
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let is_tree = |controllers: &str| match controllers {
+            "" => tree.controller() < 0,
+            _ => controllers.split(',').any(|name| tree.mount.has(name)),
+        };
+        let fields = own.lines().map(|line| line.splitn(3, ':').collect::<Vec<_>>());
+        let path = fields.filter(|fields| is_tree(fields[1])).map(|fields| fields[2]).next().unwrap();
+        // A namespace can hide it.
+        if !path.starts_with("/..") && tree.mount.root == Path::new("/") {
+            assert!(tree.cgroups().any(|(known, _)| known == path), "{path} in {:?}", tree.mount.point);
+        }
+    }
+
     /// A cgroup that goes with the test.
     struct Made(PathBuf);
 
