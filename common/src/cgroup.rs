@@ -169,6 +169,11 @@ impl Mount {
         Ok(Cgroup { id, level, controller: self.controller()?, path: path.to_owned() })
     }
 
+    fn directory(&self, below: impl AsRef<Path>) -> PathBuf {
+        // Joining nothing would add a slash.
+        self.point.join(below).components().collect()
+    }
+
     /// The path within the hierarchy of what is at `below` this mount's point.
     fn within(&self, below: &str) -> String {
         let root = self.root.to_string_lossy();
@@ -211,7 +216,7 @@ impl Mount {
         let mut found = Vec::new();
         self.scan(|below, ino| {
             if ino == id && found.is_empty() {
-                found.push(self.point.join(below));
+                found.push(self.directory(below));
             }
         });
         found
@@ -241,7 +246,7 @@ impl Mount {
             // A hierarchy's root is not one of its cgroups, for `*` means each of those.
             let wanted = |path: &str| !path.is_empty() && glob.matches(path);
             if !below.is_empty() && (wanted(below) || wanted(self.within(below).trim_start_matches('/'))) {
-                found.push(self.point.join(below));
+                found.push(self.directory(below));
             }
         });
         found
@@ -417,7 +422,7 @@ impl Tree {
                 id: *id,
                 level: above + below.components().count() as u32,
                 controller: self.controller,
-                path: self.mount.point.join(below),
+                path: self.mount.directory(below),
             })
             .collect())
     }
@@ -629,6 +634,8 @@ mod tests {
         assert_eq!(paths, ["/", "/a", "/a/c"]);
         let found = tree.outermost(|path| path.starts_with("/a")).unwrap();
         assert_eq!((found.len(), found[0].level, found[0].path.clone()), (1, 1, dir.path().join("a")));
+        let top = tree.outermost(|path| path == "/").unwrap();
+        assert_eq!((top[0].level, top[0].path.as_os_str()), (0, dir.path().as_os_str()));
     }
 
     #[test]
