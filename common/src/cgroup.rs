@@ -180,6 +180,11 @@ impl Mount {
         Ok(Cgroup { id, level, controller: self.controller()?, path: path.to_owned() })
     }
 
+    fn directory(&self, below: impl AsRef<Path>) -> PathBuf {
+        // Joining nothing would add a slash.
+        self.point.join(below).components().collect()
+    }
+
     /// The path within the hierarchy of what is at `below` this mount's point.
     fn within(&self, below: &str) -> String {
         let root = self.root.to_string_lossy();
@@ -222,7 +227,7 @@ impl Mount {
         let mut found = Vec::new();
         self.scan(|below, ino| {
             if ino == id && found.is_empty() {
-                found.push(self.point.join(below));
+                found.push(self.directory(below));
             }
         });
         found
@@ -252,7 +257,7 @@ impl Mount {
             // A hierarchy's root is not one of its cgroups, for `*` means each of those.
             let wanted = |path: &str| !path.is_empty() && glob.matches(path);
             if !below.is_empty() && (wanted(below) || wanted(self.within(below).trim_start_matches('/'))) {
-                found.push(self.point.join(below));
+                found.push(self.directory(below));
             }
         });
         found
@@ -428,7 +433,7 @@ impl Tree {
                 id: *id,
                 level: above + below.components().count() as u32,
                 controller: self.controller,
-                path: self.mount.point.join(below),
+                path: self.mount.directory(below),
             })
             .collect())
     }
@@ -521,6 +526,12 @@ mod tests {
         }
     }
 
+    /// The inode number that the directory above gives: on overlayfs, unlike on cgroupfs, that of stat is another one.
+    fn listed(path: &Path) -> u64 {
+        let mut entries = fs::read_dir(path.parent().unwrap()).unwrap().flatten();
+        entries.find(|entry| entry.path() == path).unwrap().ino()
+    }
+
     #[test]
     fn a_cgroup_is_meant_by_path_id_or_pattern() {
         let machine = Machine::new(&[
@@ -534,7 +545,7 @@ mod tests {
         assert_eq!(machine.find("/a.slice/x.service"), x);
         assert_eq!(machine.find("a.slice/x.service"), x);
         assert_eq!(machine.find(&machine.root().join("v2/a.slice/x.service").display().to_string()), x);
-        let id = fs::metadata(machine.root().join("v2/a.slice/x.service")).unwrap().ino();
+        let id = listed(&machine.root().join("v2/a.slice/x.service"));
         assert_eq!(machine.find(&id.to_string()), x);
         let both = ["v2/a.slice/x.service", "v2/a.slice/y.service"];
         assert_eq!(machine.find("a.slice/*.service"), both);
@@ -558,7 +569,7 @@ mod tests {
         assert_eq!(machine.find("a"), ["v2/a"]);
         assert_eq!(machine.find("docker/c"), ["memory/docker/c"]);
         assert_eq!(machine.find("docker/*"), ["memory/docker/c"]);
-        let id = fs::metadata(machine.root().join("memory/docker")).unwrap().ino();
+        let id = listed(&machine.root().join("memory/docker"));
         assert_eq!(machine.find(&id.to_string()), ["memory/docker"]);
         assert_eq!(machine.find("s"), [""; 0]);
     }
@@ -606,7 +617,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let make = |path: &str| {
             fs::create_dir_all(dir.path().join(path)).unwrap();
-            fs::metadata(dir.path().join(path)).unwrap().ino()
+            listed(&dir.path().join(path))
         };
         let b = make("a/b");
         let start = Instant::now();
@@ -614,7 +625,8 @@ mod tests {
         let mut tree = Tree::over(mount, -1, start);
         let at = |ms: u64| start + Duration::from_millis(ms);
         assert_eq!(tree.path_at(b, start).as_deref(), Some("/a/b"));
-        assert_eq!(tree.path_at(make(""), start).as_deref(), Some("/"));
+        let root = fs::metadata(dir.path()).unwrap().ino();
+        assert_eq!(tree.path_at(root, start).as_deref(), Some("/"));
         assert_eq!(tree.scans, 1);
 
         // An unknown one is looked for, but not more than twice a second.
@@ -633,6 +645,25 @@ mod tests {
         assert_eq!(paths, ["/", "/a", "/a/c"]);
         let found = tree.outermost(|path| path.starts_with("/a")).unwrap();
         assert_eq!((found.len(), found[0].level, found[0].path.clone()), (1, 1, dir.path().join("a")));
+        let top = tree.outermost(|path| path == "/").unwrap();
+        assert_eq!((top[0].level, top[0].path.as_os_str()), (0, dir.path().as_os_str()));
+    }
+
+    #[test]
+    fn this_process_is_in_the_tree() {
+        let Ok(tree) = Tree::open() else { return };
+        // HIERARCHY:CONTROLLERS:PATH, of which v2 has no controllers.
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let is_tree = |controllers: &str| match controllers {
+            "" => tree.controller() < 0,
+            _ => controllers.split(',').any(|name| tree.mount.has(name)),
+        };
+        let fields = own.lines().map(|line| line.splitn(3, ':').collect::<Vec<_>>());
+        let path = fields.filter(|fields| is_tree(fields[1])).map(|fields| fields[2]).next().unwrap();
+        // A namespace can hide it.
+        if !path.starts_with("/..") && tree.mount.root == Path::new("/") {
+            assert!(tree.cgroups().any(|(known, _)| known == path), "{path} in {:?}", tree.mount.point);
+        }
     }
 
     /// A cgroup that goes with the test.
