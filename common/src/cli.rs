@@ -126,7 +126,7 @@ pub struct Interval {
 
 impl From<&Interval> for Run {
     fn from(args: &Interval) -> Self {
-        Run { interval: args.interval, count: args.count, duration: None, report: true }
+        Run { interval: args.interval, count: args.count, report: true, ..Run::default() }
     }
 }
 

@@ -9,6 +9,7 @@ use libbpf_rs::{MapCore, MapFlags, Object};
 use serde_json::{Map, Value, json};
 
 use crate::cli::{self, Format};
+use crate::fault::usage;
 use crate::load::Knobs;
 use crate::out::Out;
 use crate::schema::{Field, Kind};
@@ -394,13 +395,25 @@ pub struct Histograms {
     timestamp: bool,
     totals: bool,
     header_printed: std::cell::Cell<bool>,
+    subjects: Option<Subjects>,
 }
 
 impl Histograms {
     /// With the name of what the histograms are split by, and whether to say the time of day above them.
     pub fn new(key: Option<&'static str>, args: &cli::Histogram, timestamp: bool) -> Self {
         let percentiles = args.percentiles.clone();
-        Self { key, percentiles, timestamp, totals: false, header_printed: std::cell::Cell::new(false) }
+        Self { key, percentiles, timestamp, totals: false, header_printed: std::cell::Cell::new(false), subjects: None }
+    }
+
+    /// Say what is asked for of the processes that histograms are of.
+    ///
+    /// # Errors
+    /// Wrong usage, where they are not of processes.
+    pub fn about(self, subjects: Option<Subjects>) -> Result<Self> {
+        if self.key != Some("pid") && subjects.as_ref().is_some_and(|subjects| !subjects.show().is_empty()) {
+            return Err(usage("--show needs histograms of processes; --by splits them by what tasks are in"));
+        }
+        Ok(Self { subjects, ..self })
     }
 
     /// Add the line `avg = ..., total: ..., count: ...` that some tools of BCC print below a histogram.
@@ -413,9 +426,17 @@ impl Histograms {
         self.print_sections(out, by_id, |id| {
             let key = self.key?;
             let label = label(id).map(|text| text.to_string());
-            let shown = label.iter().fold(format!("{key} = {id}"), |title, label| title + " " + label);
-            let fields = [(key.to_owned(), json!(id)), ("name".to_owned(), json!(label))];
-            Some(Section { title: shown, fields: fields.into_iter().collect() })
+            let mut title = label.iter().fold(format!("{key} = {id}"), |title, label| title + " " + label);
+            let mut fields: Map<String, Value> =
+                [(key.to_owned(), json!(id)), ("name".to_owned(), json!(label))].into_iter().collect();
+            if let Some(subjects) = &self.subjects {
+                for (attribute, cell) in subjects.show().iter().zip(subjects.cells(id as u32)) {
+                    let key = attribute.column().key;
+                    title += &format!(" {key}={cell}");
+                    fields.insert(key.into(), cell.value());
+                }
+            }
+            Some(Section { title, fields })
         });
     }
 

@@ -9,15 +9,9 @@ use libbpf_rs::MapType;
 
 use crate::cgroup;
 use crate::fault::unsupported;
-use crate::proc::status_field;
 
 /// Where the kernel publishes its own types.
 pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
-/// include/uapi/linux/capability.h
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_PERFMON: u32 = 38;
-const CAP_BPF: u32 = 39;
-
 /// The kernel's types: where they are, and a read-only view to search.
 pub struct Btf {
     custom: Option<PathBuf>,
@@ -199,33 +193,6 @@ fn map(path: &str) -> Option<Bytes> {
     (start != libc::MAP_FAILED).then_some(Bytes::Mapped { start: start.cast(), len })
 }
 
-/// Whether the caller may load tracing programs.
-///
-/// # Errors
-/// Unsupported, naming the capability that is missing.
-pub fn require_privileges() -> Result<()> {
-    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-    let effective = status_field(&status, "CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
-    match missing_capability(effective) {
-        None => Ok(()),
-        Some(missing) if nix::unistd::geteuid().is_root() => Err(unsupported(format!(
-            "root here lacks {missing}: run it outside the container, or give the container that capability"
-        ))),
-        Some(missing) => Err(unsupported(format!("needs root, or {missing}: run it with sudo"))),
-    }
-}
-
-/// What an effective capability set lacks, or `None` when it suffices.
-fn missing_capability(effective: u64) -> Option<&'static str> {
-    let has = |capability: u32| effective & (1 << capability) != 0;
-    match (has(CAP_SYS_ADMIN), has(CAP_BPF), has(CAP_PERFMON)) {
-        (true, _, _) | (_, true, true) => None,
-        (_, true, false) => Some("CAP_PERFMON"),
-        (_, false, true) => Some("CAP_BPF"),
-        _ => Some("CAP_BPF and CAP_PERFMON"),
-    }
-}
-
 /// Where tracefs is mounted.
 pub fn tracefs() -> Option<&'static Path> {
     let roots = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -279,14 +246,6 @@ fn note<'a>(mut notes: &'a [u8], owner: &[u8], kind: u32) -> Option<&'a [u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_the_missing_capability() {
-        assert_eq!(missing_capability(0), Some("CAP_BPF and CAP_PERFMON"));
-        assert_eq!(missing_capability(1 << CAP_BPF), Some("CAP_PERFMON"));
-        assert_eq!(missing_capability(1 << CAP_BPF | 1 << CAP_PERFMON), None);
-        assert_eq!(missing_capability(1 << CAP_SYS_ADMIN), None);
-    }
 
     #[test]
     fn finds_whole_names_only() {

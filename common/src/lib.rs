@@ -19,6 +19,7 @@ pub mod lost;
 pub mod node;
 pub mod out;
 pub mod pattern;
+pub mod privilege;
 pub mod proc;
 pub mod progress;
 pub mod prologue;

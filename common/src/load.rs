@@ -17,6 +17,7 @@ use crate::cli::{Tool, Transport};
 use crate::fault::{unsupported, usage};
 use crate::kernel::{self, Btf};
 use crate::out::warn;
+use crate::privilege;
 use crate::subject::Subjects;
 use crate::target::Target;
 
@@ -185,7 +186,7 @@ impl Loader {
     /// # Errors
     /// Unsupported when the caller's capabilities or the kernel's type information do not suffice.
     pub fn new(tool: &Tool) -> Result<Self> {
-        kernel::require_privileges()?;
+        privilege::require()?;
         libbpf_rs::set_print(Some((
             if tool.verbose { PrintLevel::Debug } else { PrintLevel::Info },
             if tool.verbose { print_message } else { keep_message },

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::cli::{Format, Output};
 use crate::export::{Entry, ExportArgs, Shape, Sheet};
 use crate::out::{Cell, Column, Out, Rows};
+use crate::privilege;
 use crate::stack::{self, Stack, Stacked, Stacks, Style};
 use crate::subject::Subjects;
 use crate::time;
@@ -32,6 +33,11 @@ impl ReportArgs {
     /// The two stacks of an entry, as far as they are asked for.
     pub fn stacked(&self, user: impl FnOnce() -> Stack, kernel: impl FnOnce() -> Stack) -> Stacked {
         Stacked { user: (!self.kernel_stacks_only).then(user), kernel: (!self.user_stacks_only).then(kernel) }
+    }
+
+    /// Say what will have no name for want of a capability.
+    pub fn warn_of_names(&self) {
+        privilege::warn_of_names(!self.kernel_stacks_only, !self.user_stacks_only);
     }
 
     /// The end of the line above a report: which stacks, for how long.

@@ -121,7 +121,9 @@ pub fn tables(columns: &[Column]) -> Vec<Record> {
 
 /// A line for each interval with its histograms, which `keys` tell apart.
 pub fn histograms(keys: &[Field]) -> Vec<Record> {
-    let keys = keys.iter().map(|field| field.optional()).collect();
+    let is_of_processes = keys.iter().any(|field| field.key == "pid");
+    let asked = Attribute::fields().into_iter().filter(|_| is_of_processes);
+    let keys = keys.iter().copied().chain(asked).map(Field::optional).collect();
     let fields: Vec<Field> = split(keys).into_iter().chain(hist::FIELDS.iter().copied()).collect();
     let histograms = Kind::Objects(Vec::leak(fields));
     let fields =

@@ -23,6 +23,7 @@ use crate::fault::{Done, unsupported};
 use crate::load::Loaded;
 use crate::lost::Lost;
 use crate::out::Out;
+use crate::privilege::{self, Capability};
 use crate::progress::{self, Progress, Tally};
 
 /// How long events may wait in the buffer: while they come, and while none do.
@@ -30,7 +31,7 @@ const DRAIN_BUSY: u16 = 10;
 const DRAIN_IDLE: u16 = 40;
 
 /// When to report and when to end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Run {
     /// Time between reports.
     pub interval: Option<Duration>,
@@ -40,6 +41,14 @@ pub struct Run {
     pub duration: Option<Duration>,
     /// Report at the end what came since the last report.
     pub report: bool,
+    /// What the tool goes on to need once it is attached; all else is given up. Nothing is given up for `None`.
+    pub keeps: Option<&'static [Capability]>,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self { interval: None, count: None, duration: None, report: false, keeps: Some(&[]) }
+    }
 }
 
 /// What a tool does with what it traces.
@@ -215,6 +224,11 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         sink.borrow_mut().report.out().flush()?;
         if self.tool.plan.is_some() {
             return self.print_plan();
+        }
+        if let Some(keeps) = run.keeps {
+            // Names of containers lie in the homes of whoever runs them.
+            let names = self.subjects.as_ref().map(|_| privilege::DAC_READ_SEARCH);
+            privilege::keep(&keeps.iter().copied().chain(names).collect::<Vec<_>>())?;
         }
         self.tell_ready()?;
         if let Some(child) = &mut child {

@@ -59,11 +59,33 @@ pub fn page(command: &Command, prose: &str, date: &str) -> String {
     out.push_str(&body(rest));
     out.push_str(".SH EXIT STATUS\n");
     out.push_str(&body(&blocks(EXIT_STATUS)));
+    out.push_str(".SH PRIVILEGES\n");
+    out.push_str(&filled(&privileges(&command)));
     out.push_str(".SH ENVIRONMENT\n");
     out.push_str(&body(&blocks(ENVIRONMENT)));
     out.push_str(".SH SEE ALSO\n");
     out.push_str(&filled(&see_also(&name, prose)));
     out
+}
+
+/// What the caller must be allowed.
+fn privileges(command: &Command) -> String {
+    let has = |id: &str| command.get_arguments().any(|arg| arg.get_id() == id);
+    let mut text = match (command.has_subcommands(), has("verbose")) {
+        (true, _) => "Those of the tool that is run.".to_owned(),
+        (_, false) => "None.".to_owned(),
+        _ => "Root, or the capabilities `CAP_BPF` and `CAP_PERFMON` (`CAP_SYS_RESOURCE` too before 5.11). Once it has attached \
+             its programs, it gives up what it no longer needs."
+            .to_owned(),
+    };
+    if has("perf_max_stack_depth") {
+        text += " The functions of other users' processes have names only with `CAP_SYS_PTRACE`, those of the kernel with \
+                 `CAP_SYSLOG`, unless `kernel.kptr_restrict` lets everybody see their addresses.";
+    }
+    if has("obj") {
+        text += " `-p` needs `CAP_SYS_PTRACE` for a process of another user.";
+    }
+    text
 }
 
 /// Help texts are no Markdown: what would be marks there is text.

@@ -11,6 +11,7 @@ mod memleak;
 mod offcputime;
 mod opensnoop;
 mod output;
+mod privilege;
 mod profile;
 mod runqlat;
 mod target;
@@ -32,6 +33,7 @@ fn main() -> std::process::ExitCode {
         offcputime::tests(),
         opensnoop::tests(),
         output::tests(),
+        privilege::tests(),
         profile::tests(),
         runqlat::tests(),
         target::tests(),

@@ -173,7 +173,7 @@ pub fn run(args: Args) -> Result<()> {
         out: Out::new(args.output.or(Format::Json, args.json_lines)),
         skel: &loaded.skel,
         reader: Reader::new(unit, keyed).cumulative(args.histogram.cumulative).of(loaded.subjects.clone()),
-        histograms: Histograms::new(None, &args.histogram, args.timestamp).with_totals(args.extension),
+        histograms: Histograms::new(None, &args.histogram, args.timestamp).with_totals(args.extension).about(loaded.subjects.clone())?,
         ids: Ids { by_disk, commands },
     };
     loaded.run(&Run::from(&args.interval), &mut view)

@@ -73,7 +73,7 @@ fn findings(btf: Option<&Path>) -> Vec<Finding> {
         Err(error) => (None, format!("no: {error}")),
     };
     all.push(finding("types", told, None));
-    if let Err(error) = kernel::require_privileges() {
+    if let Err(error) = common::privilege::require() {
         all.push(finding("privileges", format!("{error}"), None));
         return all;
     }

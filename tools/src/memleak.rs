@@ -2,6 +2,8 @@
 
 mod allocators;
 
+use std::fs::File;
+use std::io::Read;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::mem::MaybeUninit;
@@ -22,6 +24,7 @@ use common::export::{Entry, ExportArgs, Measure, Shape, Unit};
 use common::fault::{unsupported, usage};
 use common::load::{Hook, Loader, Way, hook, optional_hook, way};
 use common::out::{Cell, Column, Out, Rows, warn};
+use common::privilege;
 use common::progress::Tally;
 use common::report::StackReport;
 use common::session::{Report, Run, decode};
@@ -597,6 +600,11 @@ fn process(args: &Args) -> Result<Option<Process>> {
     if !proc::exists(pid) {
         bail!("no such PID: {pid}");
     }
+    // It may also be shown as empty, as it is of what is no program.
+    let seen = File::open(format!("/proc/{pid}/maps")).and_then(|mut file| file.read(&mut [0]));
+    if seen.is_err() || seen.is_ok_and(|size| size == 0 && !privilege::has(privilege::SYS_PTRACE)) {
+        return Err(unsupported(format!("what process {pid} has mapped is not shown: that takes CAP_SYS_PTRACE")));
+    }
     let scanner = Scanner::new(pid, args.obj.clone(), args.symbols_prefix.clone());
     Ok(Some(Process { pid, pidfd: proc::pidfd(pid)?, child, scanner }))
 }
@@ -658,6 +666,9 @@ pub fn run(args: Args) -> Result<()> {
     if args.min_size.zip(args.max_size).is_some_and(|(min, max)| min > max) {
         return Err(usage("--min-size is more than --max-size"));
     }
+    if !args.target.show.is_empty() {
+        return Err(usage("--show has nothing to say of stacks that belong to one process, or to none"));
+    }
     let process = process(&args)?;
     let until: Option<OwnedFd> = process.as_ref().map(|process| process.pidfd.try_clone()).transpose()?;
     // The command is held here, until its allocators are found.
@@ -696,6 +707,9 @@ pub fn run(args: Args) -> Result<()> {
     };
     let loaded = loader.load(open, &hooks, target)?;
 
+    if process.is_none() {
+        privilege::warn_of_names(false, true);
+    }
     let report = StackReport::new(&args.output, &args.exports, false, Style::default(), shape(&args))?;
     let owner = process.as_ref().and_then(|process| proc::comm(process.pid));
     let mut view = View {
@@ -712,7 +726,8 @@ pub fn run(args: Args) -> Result<()> {
         found_any: false,
         links: Vec::new(),
     };
-    let mut run = Run::from(&args.interval);
+    // Allocators that are loaded later are probed later.
+    let mut run = Run { keeps: None, ..Run::from(&args.interval) };
     run.interval = run.interval.or(Some(std::time::Duration::from_secs(5)));
     loaded.run_with(&run, &mut view, until.as_ref().map(AsFd::as_fd), |_| Ok(Vec::new()))?;
     if held && view.generation() == 0 {

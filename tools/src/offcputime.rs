@@ -18,6 +18,7 @@ use common::proc::Thread;
 use common::progress::Tally;
 use common::report::{ReportArgs, StackReport, whom};
 use common::schema::{self, Kind, Record};
+use common::privilege::{self, Capability};
 use common::session::{Report, Run, decode};
 use common::stack::{self, Frame, Stack, StackArgs, Stacks, Style};
 use common::symbol::Symbol;
@@ -420,6 +421,14 @@ fn banner(args: &Args) -> String {
 /// Stacks walked only for the times that pass the filter; stacks walked as threads leave.
 const LATE: &[Hook] = &[hook("offcputime_leave"), hook("offcputime_return")];
 const EARLY: &[Hook] = &[hook("offcputime_switch")];
+/// The kernel stacks of threads that are still away are read in /proc, which takes CAP_SYS_ADMIN.
+const KEEPS: &[Capability] = &[
+    privilege::SYS_PTRACE,
+    privilege::DAC_READ_SEARCH,
+    privilege::DAC_OVERRIDE,
+    privilege::SYSLOG,
+    privilege::SYS_ADMIN,
+];
 const EARLY_LACKS: &str = "stacks are walked whenever a thread leaves, not only for the times that pass the filter";
 
 /// The objects that it writes as JSON.
@@ -461,6 +470,7 @@ pub fn run(args: Args) -> Result<()> {
     let loaded = loader.load(open, hooks, target)?;
     let in_storage = loader.has_task_storage() && loaded.uses("offcputime_return__tp_btf");
 
+    args.report.warn_of_names();
     let style = Style { offsets: args.offset, ..Style::default() };
     let report = StackReport::new(&args.output, &args.exports, args.report.delimited, style, shape(&args))?
         .about(loaded.subjects.clone());
@@ -476,7 +486,7 @@ pub fn run(args: Args) -> Result<()> {
         chooser,
         at_start: HashMap::new(),
     };
-    loaded.run(&Run { duration: args.duration, report: true, ..Run::default() }, &mut view)
+    loaded.run(&Run { duration: args.duration, report: true, keeps: Some(KEEPS), ..Run::default() }, &mut view)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use common::schema::{self, Kind, Record};
 use common::cli::{self, Format, Output, Tool};
 use common::load::{Loader, hook};
 use common::out::{Cell, Column, Out, Rows};
+use common::privilege;
 use common::session::{Report, Run, decode};
 use common::stack::{self, StackArgs, Stacked, Stacks, Style};
 use common::pattern::Pattern;
@@ -240,7 +241,7 @@ pub fn run(args: Args) -> Result<()> {
         clock: WallClock::default(),
         stacks: args.callers.then(Stacks::traced),
     };
-    loaded.run(&Run { duration: args.duration, ..Run::default() }, &mut view)
+    loaded.run(&Run { duration: args.duration, keeps: Some(if args.callers { privilege::NAMES } else { &[] }), ..Run::default() }, &mut view)
 }
 
 #[cfg(test)]

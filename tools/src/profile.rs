@@ -17,6 +17,7 @@ use common::progress::Tally;
 use common::report::{ReportArgs, StackReport, whom};
 use common::sample::{Clock, Rate, Sampler, Throttling};
 use common::schema::{self, Field, Kind, Record};
+use common::privilege;
 use common::session::{Report, Run};
 use common::stack::{StackArgs, Stacks, Style};
 use common::table;
@@ -275,6 +276,7 @@ pub fn run(args: Args) -> Result<()> {
     if clock == Clock::CpuClock {
         out::warn(format_args!("profile: this machine counts no cycles; sampling by {}", clock.unit()));
     }
+    args.report.warn_of_names();
     let style = Style { offsets: false, addresses: args.address, annotate: args.annotations };
     let report =
         StackReport::new(&args.output, &args.exports, args.report.delimited, style, shape(&args, clock))?
@@ -288,6 +290,6 @@ pub fn run(args: Args) -> Result<()> {
         throttling: sampler.throttling(),
         args: &args,
     };
-    let run = Run { duration: args.duration, report: true, ..Run::default() };
+    let run = Run { duration: args.duration, report: true, keeps: Some(privilege::NAMES), ..Run::default() };
     loaded.run_with(&run, &mut view, None, |skel| sampler.attach(&skel.progs.profile_sample))
 }

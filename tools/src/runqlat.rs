@@ -122,7 +122,7 @@ pub fn run(args: Args) -> Result<()> {
         out: Out::new(args.output),
         skel: &loaded.skel,
         reader: Reader::new(unit, keyed).cumulative(args.histogram.cumulative).of(loaded.subjects.clone()),
-        histograms: Histograms::new(key, &args.histogram, args.timestamp),
+        histograms: Histograms::new(key, &args.histogram, args.timestamp).about(loaded.subjects.clone())?,
     };
     loaded.run(&Run::from(&args.interval), &mut view)
 }

@@ -1,0 +1,129 @@
+//! What tools need to be allowed, and what they keep of it.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use tests::{Guard, Outcome, Stop, Tool, binary, check, check_eq, live_tests};
+use tools::TOOLS;
+
+live_tests! {
+    two_capabilities_are_enough,
+    the_one_that_is_missing_is_named,
+    what_is_not_needed_is_given_up,
+    what_has_no_name_is_said,
+}
+
+/// Run a program as a user who was given just these capabilities, until it has run for a while.
+fn given(dir: &Path, capabilities: &str, tool: &str, args: &[&str]) -> Outcome<Output> {
+    let program = dir.join(tool);
+    if !program.exists() {
+        fs::copy(binary(tool), &program)?;
+        Command::new("chmod").arg("755").args([dir, &program]).status()?;
+    }
+    let signed = |sign: &str| capabilities.split(',').map(|name| format!("{sign}{name}")).collect::<Vec<_>>().join(",");
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    command.arg(format!("--inh-caps=-all,{}", signed("+"))).arg(format!("--ambient-caps=-all,{}", signed("+")));
+    command.args(["timeout", "-s", "INT", if tests::is_emulated() { "15" } else { "1" }]).arg(&program).args(args);
+    command.current_dir("/").stdin(Stdio::null());
+    command.output().map_err(|error| Stop::Skip(format!("setpriv: {error}")))
+}
+
+fn two_capabilities_are_enough() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let busy = Guard(Command::new("sh").args(["-c", "while :; do cat /dev/null; done"]).stdout(Stdio::null()).spawn()?);
+    // Before 5.11 what maps take of memory is counted against a limit, which only CAP_SYS_RESOURCE lifts.
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let needed = if release.starts_with("5.10.") { "bpf,perfmon,sys_resource" } else { "bpf,perfmon" };
+    for tool in TOOLS {
+        let args: &[&str] = match tool.name {
+            "opensnoop" | "execsnoop" => &["--json"],
+            "biotop" => &["--json", "0.3", "2"],
+            _ => &["--json"],
+        };
+        let output = given(dir.path(), needed, tool.name, args)?;
+        let (text, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if output.status.code() == Some(3) && Tool::new(tool.name).args("--plan attach").run()?.status.code() == Some(3)
+        {
+            continue;
+        }
+        // timeout(1) says 124 where it had to end the tool.
+        check!(matches!(output.status.code(), Some(0 | 124)), "{}: {:?} {said}", tool.name, output.status);
+        check!(text.contains("\"lost\""), "{} ended without its closing record: {said} {text}", tool.name);
+        if tool.name == "opensnoop" {
+            check!(text.contains("\"path\":\"/dev/null\""), "opensnoop sees nothing: {said}");
+        }
+    }
+    drop(busy);
+    Ok(())
+}
+
+fn the_one_that_is_missing_is_named() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    for (has, lacks) in [("bpf", "CAP_PERFMON"), ("perfmon", "CAP_BPF"), ("net_raw", "CAP_BPF and CAP_PERFMON")] {
+        for tool in TOOLS {
+            let output = given(dir.path(), has, tool.name, &[])?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            check_eq!(output.status.code(), Some(3), "{} with {has}: {said}", tool.name);
+            check!(
+                said.lines().count() == 1 && said.contains(&format!("or {lacks}:")),
+                "{} with {has}: {said}",
+                tool.name
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The capabilities in a set of /proc/PID/status.
+fn set(pid: u32, name: &str) -> Outcome<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).ok_or("no such set")?;
+    Ok(u64::from_str_radix(line.trim_start_matches(':').trim(), 16)?)
+}
+
+fn what_is_not_needed_is_given_up() -> Outcome {
+    /// CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_NET_ADMIN, CAP_SETUID, CAP_CHOWN, CAP_SYS_BOOT
+    const NEVER: u64 = 1 << 16 | 1 << 17 | 1 << 12 | 1 << 7 | 1 | 1 << 22;
+    const SYS_ADMIN: u64 = 1 << 21;
+    const PERFMON: u64 = 1 << 38;
+    for tool in TOOLS.iter().filter(|tool| tool.name != "memleak") {
+        let running = match Tool::new(tool.name).start() {
+            Err(Stop::Skip(_)) => continue,
+            started => started?,
+        };
+        let unneeded = NEVER | PERFMON | if tool.name == "offcputime" { 0 } else { SYS_ADMIN };
+        for name in ["CapEff", "CapPrm", "CapInh"] {
+            check_eq!(set(running.pid(), name)? & unneeded, 0, "{} keeps of {name}", tool.name);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        running.stop()?.succeeded()?;
+    }
+    // A command that is run has all that its caller has.
+    let finished = Tool::new("runqlat").args("--json -- grep -h CapEff /proc/self/status").run()?.succeeded()?;
+    let own = set(std::process::id(), "CapEff")?;
+    check!(finished.stdout.contains(&format!("{own:016x}")), "{own:x}: {}", finished.stdout);
+    Ok(())
+}
+
+fn what_has_no_name_is_said() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    if release.starts_with("5.10.") {
+        return Err(Stop::Skip("limits of locked memory hide it before 5.11".into()));
+    }
+    let output = given(dir.path(), "bpf,perfmon", "profile", &["-f", "0.2"])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    check!(said.contains("CAP_SYS_PTRACE"), "{said}");
+    let output = given(dir.path(), "bpf,perfmon,sys_ptrace,syslog", "profile", &["-f", "0.2"])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    check!(!said.contains("CAP_"), "{said}");
+    let own = std::process::id().to_string();
+    let output = given(dir.path(), "bpf,perfmon", "memleak", &["-p", &own])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    check_eq!(output.status.code(), Some(3), "{said}");
+    check!(said.lines().count() == 1 && said.contains("CAP_SYS_PTRACE"), "{said}");
+    Ok(())
+}
