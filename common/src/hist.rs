@@ -164,7 +164,11 @@ impl Reader {
     /// When the kernel does not let the map be read.
     pub fn read(&mut self, object: &Object) -> Result<BTreeMap<u64, Histogram>> {
         let mut histograms = BTreeMap::new();
-        for ((id, slot), now) in self.cells(object)? {
+        let cells = self.cells(object)?;
+        if !self.cumulative {
+            self.seen.reserve(cells.len().saturating_sub(self.seen.len()));
+        }
+        for ((id, slot), now) in cells {
             let before =
                 if self.cumulative { Cell::default() } else { self.seen.insert((id, slot), now).unwrap_or_default() };
             let count = now.count.saturating_sub(before.count);

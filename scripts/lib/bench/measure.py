@@ -179,14 +179,13 @@ class Bench:
         out = subprocess.run([f"{self.release}/scale", *map(str, words)], capture_output=True, text=True)
         return json.loads(out.stdout) if out.returncode == 0 else {"error": out.stderr.strip()}
 
-    def crowd(self):
-        """Start, end and peak of every tool beside so many processes, and without them."""
+    def crowd(self, tools):
+        """Start, end and peak of tools beside so many processes."""
         found = {}
         with Work("crowd", 100) as crowd:
             crowd.do(cases.PROCESSES // 100)
-            for tool, (args, _) in cases.LIVES.items():
-                if os.path.exists(f"{self.release}/{tool}"):
-                    found[tool] = self.once(tool, args)
+            for tool in tools:
+                found[tool] = self.once(tool, cases.LIVES[tool][0])
         return found
 
     def once(self, tool, args):

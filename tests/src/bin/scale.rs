@@ -1,6 +1,6 @@
 //! What must not grow with the machine, measured through the suite's own code. One JSON line each.
 //!
-//! `scale keys COUNT` reads a table of so many histograms; `scale uprobes COUNT` attaches so many probes with one link, and
+//! `scale keys COUNT` drains a table of so many keys, and makes a histogram of each; `scale uprobes COUNT` attaches so many probes with one link, and
 //! detaches them; `scale cpus COUNT` reads a histogram of which there is one for each of so many CPUs (a map of that size:
 //! no machine is needed). The milliseconds are the median of several.
 
@@ -16,7 +16,7 @@ use common::cli::Tool;
 use common::hist::{self, Reader, Unit};
 use common::load::{Loader, hook};
 use common::target::Target;
-use common::{elf, uprobe};
+use common::{elf, table, uprobe};
 use libbpf_rs::skel::Skel;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, UprobeMultiOpts};
 use serde_json::json;
@@ -28,6 +28,10 @@ const TIMES: usize = 9;
 const SLOTS: u32 = 976;
 const CELL: u32 = 24;
 
+fn tool() -> Tool {
+    Tool { buffer: 4096, verbose: std::env::var_os("VERBOSE").is_some(), ..Tool::default() }
+}
+
 fn ms(begin: Instant) -> f64 {
     begin.elapsed().as_secs_f64() * 1e3
 }
@@ -38,7 +42,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn keys(count: u64) -> Result<()> {
-    let loader = Loader::new(&Tool::default())?;
+    let loader = Loader::new(&tool())?;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(SelftestSkelBuilder::default(), &mut object)?;
     Unit::Usecs.configure(&mut open, true)?;
@@ -47,21 +51,27 @@ fn keys(count: u64) -> Result<()> {
     for id in 0..count {
         run_once(program, &[id, id])?;
     }
-    let mut times = Vec::new();
+    let (mut drain, mut report) = (Vec::new(), Vec::new());
     for _ in 0..TIMES {
+        let (begin, mut drained) = (Instant::now(), 0);
+        table::each(&loaded.skel.maps.hist_by_id, |_, _| {
+            drained += 1;
+            Ok(())
+        })?;
+        drain.push(ms(begin));
         let begin = Instant::now();
         let read = Reader::new(Unit::Usecs, true).read(loaded.skel.object())?.len() as u64;
-        times.push(ms(begin));
-        if read != count {
-            bail!("{read} of {count} keys were read");
+        report.push(ms(begin));
+        if (drained, read) != (count, count) {
+            bail!("of {count} keys {drained} were drained and {read} read");
         }
     }
-    println!("{}", json!({"keys": count, "ms": median(times)}));
+    println!("{}", json!({"keys": count, "drain_ms": median(drain), "report_ms": median(report)}));
     Ok(())
 }
 
 fn uprobes(count: usize) -> Result<()> {
-    let loader = Loader::new(&Tool::default())?;
+    let loader = Loader::new(&tool())?;
     if !uprobe::has_multi(loader.btf()) {
         bail!("this kernel has no links of many probes");
     }
