@@ -64,7 +64,8 @@ impl Btf {
     /// A search of the string section: a hundred times cheaper than parsing the types, and as good for names that no
     /// two kinds share (`btf_trace_...`).
     pub fn mentions(&self, name: &str) -> bool {
-        find_name(self.bytes(), name).is_some()
+        let names = Types::of(self.bytes()).map_or(self.bytes(), |types| types.strings);
+        find_name(names, name).is_some()
     }
 
     /// Whether programs at tracepoints can be preempted: they are guarded by SRCU alone since a46023d5616e (7.0).

@@ -200,7 +200,7 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         let sink = RefCell::new(Sink { report, error: None, events: 0 });
         let events = self.skel.object().maps().find(|map| map.name() == "events" && is_stream(map));
         if events.is_some() {
-            give_back_code();
+            give_back();
         }
         let stream = events.as_ref().map(|map| self.stream(map, &sink)).transpose()?;
         let waiter = Waiter::new(&signals, run, stream.as_ref(), until)?;
@@ -295,9 +295,14 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
     }
 }
 
-/// Let go of the pages of code, most of which served only to load: they come back from the page cache as they are needed.
-/// The event buffer, mapped next, then does not add to them.
-fn give_back_code() {
+/// Let go of memory that served only to load: what is free, and the pages of code, which come back from the page cache as
+/// they are needed. The event buffer, mapped next, then does not add to it.
+fn give_back() {
+    // SAFETY: the C library gives back what nobody has.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
     // Only what is executable: of the rest, some holds what the dynamic linker wrote, and would be lost.
     let code = |line: &str| {
         let (range, rest) = line.split_once(' ')?;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 /*
- * Fixed work in short batches: bench KIND SIZE [FILE]. For each line "BATCHES [PERIOD_NS]" of its input it does so many
- * batches of SIZE operations, one a period where one is given, and prints the 5th percentile and the median of the
- * batches in ns per event, the number of events, and the time that all took in ns. One process for runs with a tool and
- * without: where its memory lies is the same in both. Pinned to CPU $BENCH_CPU, by default 1 where there is one.
+ * Fixed work in short batches: bench KIND SIZE [FILE]. Says "ready"; then, for each line "BATCHES [PERIOD_NS]" of its
+ * input it does so many batches of SIZE operations, one a period where one is given, and prints the 5th percentile and
+ * the median of the batches in ns per event, the number of events, and the time that all took in ns. One process for
+ * runs with a tool and without: where its memory lies is the same in both. Pinned to CPU $BENCH_CPU, by default 1 where
+ * there is one.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -259,6 +260,8 @@ int main(int argc, char **argv)
 	sched_setaffinity(0, sizeof(cpus), &cpus);
 	if (kinds[kind].prepare)
 		kinds[kind].prepare();
+	puts("ready");
+	fflush(stdout);
 	while (fgets(line, sizeof(line), stdin)) {
 		period = 0;
 		if (sscanf(line, "%ld %ld", &batches, &period) < 1 || batches < 1)
