@@ -86,15 +86,15 @@ impl<'a> Wanted<'a> {
     fn new(names: &'a HashSet<Vec<u8>>) -> Self {
         let mut bits = vec![false; 1 << Self::BITS];
         for name in names {
-            let padded: Vec<u8> = name.iter().copied().chain([0; 8]).collect();
-            bits[Self::bit(&padded)] = true;
+            bits[Self::bit(name)] = true;
         }
         Self { names, bits }
     }
 
     /// The bit of a string that ends with a NUL byte or is longer than the bytes that count.
     fn bit(text: &[u8]) -> usize {
-        let start = text.first_chunk().map_or(0, |chunk| u64::from_le_bytes(*chunk));
+        let padded = |text: &[u8]| std::array::from_fn(|index| text.get(index).copied().unwrap_or(0));
+        let start = u64::from_le_bytes(text.first_chunk().copied().unwrap_or_else(|| padded(text)));
         // The lowest byte that is zero, and all above it, do not count.
         let zeros = start.wrapping_sub(0x0101_0101_0101_0101) & !start & 0x8080_8080_8080_8080;
         let counts = if zeros == 0 { u64::MAX } else { (1 << (zeros.trailing_zeros() & !7)) - 1 };
@@ -216,5 +216,44 @@ mod tests {
         assert_eq!(essential(b"request"), b"request");
         assert_eq!(essential(b"a____b"), b"a____b");
         assert_eq!(essential(b"___x"), b"___x");
+    }
+
+    fn blob(types: &[u32], text: &[u8]) -> Vec<u8> {
+        let header = [0x1_eb9f, 24, 0, 4 * types.len() as u32, 4 * types.len() as u32, text.len() as u32];
+        header.iter().chain(types).flat_map(|word| word.to_ne_bytes()).chain(text.iter().copied()).collect()
+    }
+
+    #[test]
+    fn what_is_named_comes_with_what_lies_within_it() {
+        let kind = |kind: u32, members: u32| kind << 24 | members;
+        // 1: int; 2: struct outer { outer *next; inner in; }; 3: pointer to 2; 4: struct inner { int x; }; 5: struct other.
+        let kernel = blob(
+            &[
+                [1, kind(BTF_INT, 0), 4, 32].as_slice(),
+                &[5, kind(BTF_STRUCT, 2), 16, 11, 3, 0, 16, 4, 64],
+                &[0, kind(BTF_PTR, 0), 2],
+                &[19, kind(BTF_STRUCT, 1), 4, 25, 1, 0],
+                &[27, kind(BTF_STRUCT, 1), 4, 25, 1, 0],
+            ]
+            .concat(),
+            b"\0int\0outer\0next\0in\0inner\0x\0other_structure\0",
+        );
+        let wanted = HashSet::from([b"outer".to_vec(), b"other_structurf".to_vec()]);
+        let excerpt = excerpt(&Types::of(&kernel).unwrap(), &wanted).unwrap();
+        let types = Types::of(&excerpt).unwrap();
+        let found: Vec<_> = types.iter().map(|found| (found.kind, types.name(found.name_offset).unwrap())).collect();
+        let names: [(u32, &[u8]); 4] =
+            [(BTF_STRUCT, b"outer"), (BTF_PTR, b""), (BTF_STRUCT, b"inner"), (BTF_INT, b"int")];
+        assert_eq!(found, names);
+        let pointer = types.iter().nth(1).unwrap();
+        assert_eq!(pointer.refers_to, 0);
+        let inner = types.iter().nth(2).unwrap();
+        assert_eq!((inner.word(1), types.name(inner.word(0).unwrap()).unwrap()), (Some(4), b"x".as_slice()));
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_not_an_excerpt() {
+        let kernel = blob(&[1, BTF_STRUCT << 24 | 1, 4, 1, 9, 0], b"\0outer\0");
+        assert!(excerpt(&Types::of(&kernel).unwrap(), &HashSet::from([b"outer".to_vec()])).is_none());
     }
 }
