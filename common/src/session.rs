@@ -213,6 +213,9 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
             return self.print_plan();
         }
         self.tell_ready()?;
+        if stream.is_some() {
+            give_back();
+        }
         let mut progress = sink.borrow().report.tally().and_then(|_| Progress::begin());
         waiter.arm(run, progress.is_some())?;
 
