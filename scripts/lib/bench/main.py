@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -134,6 +135,8 @@ def run(options):
 
 def main(usage):
     options = arguments(usage)
+    # An end by a signal is one that cleans up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.peers == "":
         return print(peers.HOW)
     if options.source:
