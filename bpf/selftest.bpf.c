@@ -68,3 +68,10 @@ int selftest_open__kprobe(void *ctx)
 {
 	return count_open();
 }
+
+/* At many functions at once. */
+SEC("?uprobe.multi")
+int selftest_probe(struct pt_regs *ctx)
+{
+	return 0;
+}

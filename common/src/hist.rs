@@ -184,7 +184,11 @@ impl Reader {
     /// When the kernel does not let the map be read.
     pub fn read(&mut self, object: &Object) -> Result<BTreeMap<Of, Histogram>> {
         let mut histograms = BTreeMap::new();
-        for ((id, group, slot), now) in self.cells(object)? {
+        let cells = self.cells(object)?;
+        if !self.cumulative {
+            self.seen.reserve(cells.len().saturating_sub(self.seen.len()));
+        }
+        for ((id, group, slot), now) in cells {
             let before = match self.cumulative {
                 true => Cell::default(),
                 false => self.seen.insert((id, group, slot), now).unwrap_or_default(),
@@ -214,25 +218,56 @@ impl Reader {
             object.maps().find(|map| map.name() == name).with_context(|| format!("the object has no map {name}"))?;
         let mut cells = Vec::new();
         if self.keyed {
-            for (key, value) in table::read_bytes(&map)? {
+            table::each(&map, |key, value| {
                 // struct hist_key
                 let word = |at: usize| key.get(at..)?.first_chunk().map(|chunk| u64::from_ne_bytes(*chunk));
                 let slot = key.get(16..).and_then(|key| key.first_chunk()).map(|chunk| u32::from_ne_bytes(*chunk));
-                let (Some(id), Some(group), Some(slot)) = (word(0), word(8), slot) else { continue };
-                cells.push(((id, group, slot), Cell::from_bytes(&value)));
-            }
-            return Ok(cells);
-        }
-        for slot in 0..SLOTS {
-            let per_cpu = map.lookup_percpu(&slot.to_ne_bytes(), MapFlags::ANY).context("cannot read the histogram")?;
-            let mut cell = Cell::default();
-            per_cpu.iter().flatten().for_each(|bytes| cell.add(Cell::from_bytes(bytes)));
-            if cell.count > 0 {
-                cells.push(((0, 0, slot), cell));
-            }
+                if let (Some(id), Some(group), Some(slot)) = (word(0), word(8), slot) {
+                    cells.push(((id, group, slot), Cell::from_bytes(value)));
+                }
+                Ok(())
+            })?;
+        } else {
+            dense(&map, |slot, cell| cells.push(((0, 0, slot), cell)))?;
         }
         Ok(cells)
     }
+}
+
+/// The slots of a dense histogram that were hit, all CPUs together.
+fn dense(map: &impl MapCore, mut take: impl FnMut(u32, Cell)) -> Result<()> {
+    let mut add = |slot: u32, cells: &mut dyn Iterator<Item = &[u8]>| {
+        let mut cell = Cell::default();
+        cells.for_each(|bytes| cell.add(Cell::from_bytes(bytes)));
+        if cell.count > 0 {
+            take(slot, cell);
+        }
+    };
+    let batches = table::each(map, |key, value| {
+        if let Some(slot) = key.first_chunk() {
+            add(u32::from_ne_bytes(*slot), &mut value.chunks_exact(size_of::<Cell>()));
+        }
+        Ok(())
+    });
+    if batches.is_ok() {
+        return Ok(());
+    }
+    // Before 5.13 the kernel hands out one slot at a time.
+    for slot in 0..SLOTS {
+        let per_cpu = map.lookup_percpu(&slot.to_ne_bytes(), MapFlags::ANY).context("cannot read the histogram")?;
+        add(slot, &mut per_cpu.iter().flatten().map(Vec::as_slice));
+    }
+    Ok(())
+}
+
+/// How many slots of a map of `hist`'s shape were hit, as read by [`Reader`]: for tests of what many CPUs cost.
+///
+/// # Errors
+/// When the kernel does not let the map be read.
+pub fn slots_hit(map: &impl MapCore) -> Result<usize> {
+    let mut count = 0;
+    dense(map, |_, _| count += 1)?;
+    Ok(count)
 }
 
 impl Histogram {

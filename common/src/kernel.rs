@@ -59,7 +59,8 @@ impl Btf {
     /// A search of the string section: a hundred times cheaper than parsing the types, and as good for names that no
     /// two kinds share (`btf_trace_...`).
     pub fn mentions(&self, name: &str) -> bool {
-        find_name(self.bytes(), name).is_some()
+        let names = Types::of(self.bytes()).map_or(self.bytes(), |types| types.strings);
+        find_name(names, name).is_some()
     }
 
     /// Whether programs at tracepoints can be preempted: they are guarded by SRCU alone since a46023d5616e (7.0).
@@ -99,7 +100,8 @@ impl Btf {
         types.iter().filter(|found| found.kind == BTF_ENUM).find_map(|found| named(found.trailer))
     }
 
-    fn bytes(&self) -> &[u8] {
+    /// The types as they are published.
+    pub(crate) fn bytes(&self) -> &[u8] {
         match &self.bytes {
             // SAFETY: the mapping is readable for `len` bytes as long as `self` lives.
             Bytes::Mapped { start, len } => unsafe { std::slice::from_raw_parts(*start, *len) },
@@ -117,37 +119,63 @@ fn find_name(haystack: &[u8], name: &str) -> Option<usize> {
 }
 
 /// Kinds of include/uapi/linux/btf.h.
-const BTF_ENUM: u32 = 6;
+pub(crate) const BTF_INT: u32 = 1;
+pub(crate) const BTF_PTR: u32 = 2;
+pub(crate) const BTF_ARRAY: u32 = 3;
+pub(crate) const BTF_STRUCT: u32 = 4;
+pub(crate) const BTF_UNION: u32 = 5;
+pub(crate) const BTF_ENUM: u32 = 6;
+pub(crate) const BTF_FWD: u32 = 7;
 const BTF_TYPEDEF: u32 = 8;
 const BTF_FUNC: u32 = 12;
-const BTF_FUNC_PROTO: u32 = 13;
+pub(crate) const BTF_FUNC_PROTO: u32 = 13;
+pub(crate) const BTF_FLOAT: u32 = 16;
+const BTF_TYPE_TAG: u32 = 18;
+pub(crate) const BTF_ENUM64: u32 = 19;
 
-/// The type section of a BTF blob in native byte order, walked without an index: to look up one type, that is all the
-/// work there is.
-struct Types<'a> {
+/// The type section of a BTF blob in native byte order, walked without an index of every type: to look up a few, that is
+/// more work than there is.
+pub(crate) struct Types<'a> {
     types: &'a [u8],
     strings: &'a [u8],
 }
 
-/// The head of one type.
-struct Type<'a> {
-    id: u32,
-    name_offset: u32,
-    kind: u32,
+/// One type.
+pub(crate) struct Type<'a> {
+    pub(crate) id: u32,
+    pub(crate) name_offset: u32,
+    pub(crate) info: u32,
+    pub(crate) kind: u32,
     /// How many members, parameters or values it has.
-    members: usize,
+    pub(crate) members: usize,
     /// The type that it points to or is another name for, or its size.
-    refers_to: u32,
+    pub(crate) refers_to: u32,
     /// What follows: its members, parameters or values.
     trailer: &'a [u8],
 }
+
+impl Type<'_> {
+    /// Whether it is another name for a type, or one with a qualifier.
+    pub(crate) fn is_alias(&self) -> bool {
+        matches!(self.kind, BTF_TYPEDEF..=11 | BTF_TYPE_TAG)
+    }
+
+    /// A word of what follows it.
+    pub(crate) fn word(&self, index: usize) -> Option<u32> {
+        word(self.trailer, index)
+    }
+}
+
+/// Where some of the types begin: every so manyeth.
+pub(crate) struct Index(Vec<u32>);
+const INDEX_STEP: u32 = 32;
 
 fn word(bytes: &[u8], index: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.get(index * 4..)?.first_chunk()?))
 }
 
 impl<'a> Types<'a> {
-    fn of(blob: &'a [u8]) -> Option<Self> {
+    pub(crate) fn of(blob: &'a [u8]) -> Option<Self> {
         let header = word(blob, 1)? as usize;
         let section = |index: usize| -> Option<&'a [u8]> {
             let start = header.checked_add(word(blob, index)? as usize)?;
@@ -161,25 +189,59 @@ impl<'a> Types<'a> {
         find_name(self.strings, name).map(|at| at as u32)
     }
 
+    /// The names from this place on.
+    pub(crate) fn text(&self, offset: u32) -> &'a [u8] {
+        self.strings.get(offset as usize..).unwrap_or_default()
+    }
+
+    /// The name at this place.
+    pub(crate) fn name(&self, offset: u32) -> Option<&'a [u8]> {
+        std::ffi::CStr::from_bytes_until_nul(self.text(offset)).ok().map(std::ffi::CStr::to_bytes)
+    }
+
     /// All types up to the first of a kind that is not known here.
-    fn iter(&self) -> impl Iterator<Item = Type<'a>> + 'a {
-        let mut rest = self.types;
-        (1..).map_while(move |id| {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Type<'a>> + 'a {
+        self.from(1, 0)
+    }
+
+    /// The types from this id on, which begins there.
+    fn from(&self, id: u32, start: usize) -> impl Iterator<Item = Type<'a>> + 'a {
+        let mut rest = self.types.get(start..).unwrap_or_default();
+        (id..).map_while(move |id| {
             let info = word(rest, 1)?;
             let (kind, members) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
             let trailer = match kind {
-                1 | 14 | 17 => 4,
-                2 | 7..=12 | 16 | 18 => 0,
-                3 => 12,
-                4 | 5 | 15 | 19 => 12 * members,
+                BTF_INT | 14 | 17 => 4,
+                BTF_PTR | BTF_FWD..=BTF_FUNC | BTF_FLOAT | BTF_TYPE_TAG => 0,
+                BTF_ARRAY => 12,
+                BTF_STRUCT | BTF_UNION | 15 | BTF_ENUM64 => 12 * members,
                 BTF_ENUM | BTF_FUNC_PROTO => 8 * members,
                 _ => return None,
             };
             let (name_offset, refers_to) = (word(rest, 0)?, word(rest, 2)?);
             let (trailer, next) = rest.get(12..)?.split_at_checked(trailer)?;
             rest = next;
-            Some(Type { id, name_offset, kind, members, refers_to, trailer })
+            Some(Type { id, name_offset, info, kind, members, refers_to, trailer })
         })
+    }
+
+    /// Look at every type, and make an index for [`Types::at`].
+    pub(crate) fn index(&self, mut look: impl FnMut(&Type<'a>)) -> Index {
+        let (mut starts, begin) = (Vec::new(), self.types.as_ptr().addr());
+        for found in self.iter() {
+            if found.id % INDEX_STEP == 1 {
+                starts.push((found.trailer.as_ptr().addr() - begin) as u32 - 12);
+            }
+            look(&found);
+        }
+        Index(starts)
+    }
+
+    /// The type of this id.
+    pub(crate) fn at(&self, index: &Index, id: u32) -> Option<Type<'a>> {
+        let step = id.checked_sub(1)? / INDEX_STEP;
+        self.from(step * INDEX_STEP + 1, *index.0.get(step as usize)? as usize)
+            .nth((id - 1 - step * INDEX_STEP) as usize)
     }
 }
 

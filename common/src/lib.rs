@@ -9,6 +9,7 @@ pub mod child;
 pub mod cli;
 pub mod disk;
 pub mod elf;
+mod excerpt;
 pub mod export;
 pub mod fault;
 pub mod glob;

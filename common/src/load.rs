@@ -6,6 +6,7 @@
 use std::cell::{LazyCell, RefCell};
 use std::ffi::{CString, OsStr};
 use std::mem::{MaybeUninit, size_of};
+use std::path::Path;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -14,6 +15,7 @@ use libbpf_rs::{AsRawLibbpf, MapType, OpenObject, PrintLevel};
 use serde::Serialize;
 
 use crate::cli::{Tool, Transport};
+use crate::excerpt::Excerpt;
 use crate::fault::{unsupported, usage};
 use crate::kernel::{self, Btf};
 use crate::out::warn;
@@ -121,6 +123,8 @@ pub struct Loader {
     /// Whether events go through per-CPU perf buffers.
     perf: bool,
     degraded: RefCell<Vec<String>>,
+    /// The types for the object that was opened and is not yet loaded.
+    excerpt: RefCell<Option<Excerpt>>,
 }
 
 /// A loaded object and the programs that its hooks came down to.
@@ -207,6 +211,7 @@ impl Loader {
             only_hashes: false,
             perf,
             degraded: RefCell::default(),
+            excerpt: RefCell::default(),
         })
     }
 
@@ -244,7 +249,13 @@ impl Loader {
         builder: B,
         storage: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<B::Output> {
-        let custom = self.btf.custom().map(|path| CString::new(path.as_os_str().as_encoded_bytes())).transpose()?;
+        let excerpt = match self.btf.custom() {
+            Some(_) => None,
+            None => Some(Excerpt::new()?),
+        };
+        let path = excerpt.as_ref().map(Excerpt::path).or_else(|| self.btf.custom().map(Path::to_owned));
+        let custom = path.map(|path| CString::new(path.as_os_str().as_encoded_bytes())).transpose()?;
+        self.excerpt.replace(excerpt);
         let options = libbpf_sys::bpf_object_open_opts {
             sz: size_of::<libbpf_sys::bpf_object_open_opts>() as _,
             btf_custom_path: custom.as_ref().map_or(std::ptr::null(), |path| path.as_ptr()),
@@ -316,7 +327,9 @@ impl Loader {
         self.guard_from_preemption(object)?;
         target.apply(object)?;
         target.wish.apply(object)?;
+        let excerpt = self.excerpt.take().map(|excerpt| excerpt.fill(&self.btf, object)).transpose()?;
         let skel = open.load().map_err(|error| self.explain(&error))?;
+        drop(excerpt);
         target.fill(skel.object())?;
         plan.degraded = self.degraded.take();
         let subjects = Subjects::of(skel.object(), &target.wish)?;

@@ -26,7 +26,8 @@ use crate::out::Out;
 use crate::privilege::{self, Capability};
 use crate::progress::{self, Progress, Tally};
 
-/// How long events may wait in the buffer: while they come, and while none do.
+/// How long events may wait in the buffer: at the beginning, while they come, and while none do.
+const DRAIN_FIRST: u16 = 2;
 const DRAIN_BUSY: u16 = 10;
 const DRAIN_IDLE: u16 = 40;
 
@@ -208,6 +209,9 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         let signals = block_signals()?;
         let sink = RefCell::new(Sink { report, error: None, events: 0 });
         let events = self.skel.object().maps().find(|map| map.name() == "events" && is_stream(map));
+        if events.is_some() {
+            give_back();
+        }
         let stream = events.as_ref().map(|map| self.stream(map, &sink)).transpose()?;
         let mut child = self.target.borrow_mut().child.take();
         let until = until.map(|until| until.try_clone_to_owned()).transpose().context("cannot wait for the process")?;
@@ -231,6 +235,9 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
             privilege::keep(&keeps.iter().copied().chain(names).collect::<Vec<_>>())?;
         }
         self.tell_ready()?;
+        if stream.is_some() {
+            give_back();
+        }
         if let Some(child) = &mut child {
             child.release()?;
         }
@@ -238,7 +245,7 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         waiter.arm(run, progress.is_some())?;
 
         let mut reports = 0;
-        let mut timeout = stream.as_ref().map(|_| DRAIN_BUSY);
+        let mut timeout = stream.as_ref().map(|_| DRAIN_FIRST);
         loop {
             let wake = waiter.wait(timeout)?;
             if let Some(stream) = &stream {
@@ -331,6 +338,28 @@ fn pass_on(signals: &SignalFd, child: &mut Option<Child>) -> bool {
         Err(_) => return false,
     }
     true
+}
+
+/// Let go of memory that served only to load: what is free, and the pages of code, which come back from the page cache as
+/// they are needed. The event buffer, mapped next, then does not add to it.
+fn give_back() {
+    // SAFETY: the C library gives back what nobody has.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+    // Only what is executable: of the rest, some holds what the dynamic linker wrote, and would be lost.
+    let code = |line: &str| {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let parse = |address| usize::from_str_radix(address, 16).ok();
+        (rest.starts_with("r-xp ") && rest.contains(" /")).then_some((parse(start)?, parse(end)?))
+    };
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for (start, end) in maps.lines().filter_map(code) {
+        // SAFETY: pages of a private mapping of a file that cannot be written to: what is read again is the same.
+        unsafe { libc::madvise(std::ptr::without_provenance_mut(start), end - start, libc::MADV_DONTNEED) };
+    }
 }
 
 fn is_stream(map: &Map<'_>) -> bool {

@@ -3,39 +3,50 @@
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result};
-use libbpf_rs::MapCore;
+use libbpf_rs::{MapCore, MapType};
 use nix::errno::Errno;
 use plain::Plain;
 
-/// Entries fetched by one system call, to begin with.
+/// Entries fetched by one system call, to begin with, and the memory that they may take.
 const BATCH: usize = 1024;
+const BATCH_BYTES: usize = 256 << 10;
 
 /// All entries of a hash map.
 ///
 /// # Errors
 /// When the kernel does not let the map be read.
 pub fn read<K: Plain + Default, V: Plain + Default>(map: &impl MapCore) -> Result<Vec<(K, V)>> {
-    let entries = read_bytes(map)?;
-    Ok(entries.iter().filter_map(|(key, value)| Some((from_bytes(key)?, from_bytes(value)?))).collect())
+    let mut entries = Vec::new();
+    each(map, |key, value| {
+        entries.extend(from_bytes(key).zip(from_bytes(value)));
+        Ok(())
+    })?;
+    Ok(entries)
 }
 
-/// The same as the bytes of key and value.
+/// Hand every entry, as the bytes of key and value, to `take`: a table of any size is read in the memory of one batch. A
+/// value of a per-CPU map is those of all CPUs, one after the other, each at a multiple of 8 bytes.
 ///
-/// By batches (5.6). Not libbpf-rs's iterator, which takes a batch that is not full for the last: the kernel ends one
-/// wherever the next bucket of the table would not fit whole (`__htab_map_lookup_and_delete_batch()` of
-/// kernel/bpf/hashtab.c), and says ENOENT only at the end.
+/// By batches (5.6; of per-CPU arrays 5.13). Not libbpf-rs's iterator, which takes a batch that is not full for the last:
+/// the kernel ends one wherever the next bucket of the table would not fit whole (`__htab_map_lookup_and_delete_batch()`
+/// of kernel/bpf/hashtab.c), and says ENOENT only at the end.
 ///
 /// # Errors
-/// When the kernel does not let the map be read.
-pub fn read_bytes(map: &impl MapCore) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let (key_size, value_size) = (map.key_size() as usize, map.value_size() as usize);
-    let mut entries = Vec::new();
-    let mut batch = BATCH;
+/// When the kernel does not let the map be read, or what `take` returns.
+pub fn each(map: &impl MapCore, mut take: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+    let key_size = map.key_size() as usize;
+    let value_size = match map.map_type() {
+        MapType::PercpuArray | MapType::PercpuHash | MapType::LruPercpuHash => {
+            (map.value_size() as usize).next_multiple_of(8) * libbpf_rs::num_possible_cpus()?
+        }
+        _ => map.value_size() as usize,
+    };
+    let mut batch = (BATCH_BYTES / (key_size + value_size)).clamp(1, BATCH);
+    let (mut keys, mut values) = (vec![0u8; batch * key_size], vec![0u8; batch * value_size]);
     // Where the table goes on: for hashes a bucket number, whatever the size of the key.
     let (mut at, mut next) = (vec![0u8; key_size.max(8)], vec![0u8; key_size.max(8)]);
     let mut is_first = true;
     loop {
-        let (mut keys, mut values) = (vec![0u8; batch * key_size], vec![0u8; batch * value_size]);
         let mut count = batch as u32;
         let options = libbpf_sys::bpf_map_batch_opts {
             sz: size_of::<libbpf_sys::bpf_map_batch_opts>() as _,
@@ -61,6 +72,8 @@ pub fn read_bytes(map: &impl MapCore) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
             // One bucket holds more than this.
             Errno::ENOSPC => {
                 batch *= 2;
+                keys.resize(batch * key_size, 0);
+                values.resize(batch * value_size, 0);
                 continue;
             }
             error => {
@@ -68,9 +81,11 @@ pub fn read_bytes(map: &impl MapCore) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
             }
         };
         let pairs = keys.chunks_exact(key_size).zip(values.chunks_exact(value_size)).take(count as usize);
-        entries.extend(pairs.map(|(key, value)| (key.to_vec(), value.to_vec())));
+        for (key, value) in pairs {
+            take(key, value)?;
+        }
         if is_last {
-            return Ok(entries);
+            return Ok(());
         }
         std::mem::swap(&mut at, &mut next);
         is_first = false;

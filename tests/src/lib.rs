@@ -430,6 +430,24 @@ pub fn wait_until(done: impl Fn() -> bool) -> Outcome {
     Ok(())
 }
 
+/// Run a raw tracepoint program once with these arguments, on whatever CPU the caller is on.
+///
+/// # Errors
+/// When the kernel does not run it.
+pub fn run_once(program: i32, args: &[u64; 2]) -> anyhow::Result<()> {
+    let mut options = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as _,
+        ctx_in: args.as_ptr().cast(),
+        ctx_size_in: size_of_val(args) as u32,
+        ..Default::default()
+    };
+    // SAFETY: `options` and the arguments it points to live across the call.
+    match unsafe { libbpf_sys::bpf_prog_test_run_opts(program, &raw mut options) } {
+        0 => Ok(()),
+        error => anyhow::bail!("test run: {}", std::io::Error::from_raw_os_error(-error)),
+    }
+}
+
 /// The ids of all BPF programs now loaded.
 pub fn loaded_programs() -> Vec<u32> {
     let (mut id, mut ids) = (0, Vec::new());

@@ -349,12 +349,12 @@ impl View<'_> {
         let (now_ns, generation) = (monotonic_ns(), self.generation());
         let (mut all, mut stale) = (HashMap::<u64, Outstanding>::new(), Vec::new());
         let map = &self.skel.maps.memleak_allocs;
-        for (key, value) in table::read_bytes(map)? {
-            let (Some(address), Some((alloc, _))) = (key.first_chunk(), decode::<memleak_alloc>(&value)) else {
+        table::each(map, |key, value| {
+            let (Some(address), Some((alloc, _))) = (key.first_chunk(), decode::<memleak_alloc>(value)) else {
                 bail!("a malformed allocation");
             };
             if alloc.generation != generation {
-                stale.push(key);
+                stale.push(*address);
             } else if now_ns.saturating_sub(alloc.time_ns) >= older_ns {
                 let outstanding = all.entry(alloc.stack_id).or_default();
                 outstanding.bytes += alloc.size as i64;
@@ -363,7 +363,8 @@ impl View<'_> {
                     outstanding.allocs.push((u64::from_ne_bytes(*address), alloc.size));
                 }
             }
-        }
+            Ok(())
+        })?;
         // The memory of a program that the process no longer is.
         for key in stale {
             let _ = map.delete(&key);
@@ -374,11 +375,7 @@ impl View<'_> {
     /// What is outstanding, from the totals.
     fn totals(&self) -> Result<HashMap<u64, Outstanding>> {
         let (mut all, generation) = (HashMap::new(), u64::from(self.generation()));
-        for (key, value) in table::read_bytes(&self.skel.maps.memleak_totals)? {
-            let (Some((key, _)), Some((total, _))) = (decode::<memleak_key>(&key), decode::<memleak_total>(&value))
-            else {
-                bail!("a malformed total");
-            };
+        for (key, total) in table::read::<memleak_key, memleak_total>(&self.skel.maps.memleak_totals)? {
             if key.generation == generation && total.count > 0 {
                 let outstanding = Outstanding { bytes: total.bytes, count: total.count, allocs: Vec::new() };
                 all.insert(key.stack_id, outstanding);
@@ -528,6 +525,15 @@ fn attach(skel: &MemleakSkel<'_>, pid: u32, found: &Found) -> Result<Vec<Link>> 
     }
     let links: libbpf_rs::Result<Vec<Link>> = links.into_iter().collect();
     links.map_err(|error| unsupported(format!("the kernel refuses to probe {}: {error:#}", found.name.display())))
+}
+
+/// Let go of all probes at once: the kernel takes a while over each link, in which it only waits.
+fn detach(links: Vec<Link>) {
+    std::thread::scope(|scope| {
+        for link in links {
+            scope.spawn(move || drop(link));
+        }
+    });
 }
 
 /// Whether a function's return tells anything.
@@ -730,6 +736,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut run = Run { keeps: None, ..Run::from(&args.interval) };
     run.interval = run.interval.or(Some(std::time::Duration::from_secs(5)));
     loaded.run_with(&run, &mut view, until.as_ref().map(AsFd::as_fd), |_| Ok(Vec::new()))?;
+    detach(std::mem::take(&mut view.links));
     if held && view.generation() == 0 {
         bail!("the command did not run");
     }

@@ -22,21 +22,7 @@ use common::session::{Report, Run, decode};
 use common::target::Target;
 use libbpf_rs::skel::Skel;
 use serde_json::json;
-
-/// Run a raw tracepoint program once with these arguments, on whatever CPU the caller is on.
-fn test_run(program: i32, args: &[u64; 2]) -> Result<()> {
-    let mut options = libbpf_sys::bpf_test_run_opts {
-        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as _,
-        ctx_in: args.as_ptr().cast(),
-        ctx_size_in: size_of_val(args) as u32,
-        ..Default::default()
-    };
-    // SAFETY: `options` and the arguments it points to live across the call.
-    match unsafe { libbpf_sys::bpf_prog_test_run_opts(program, &raw mut options) } {
-        0 => Ok(()),
-        error => bail!("test run: {}", std::io::Error::from_raw_os_error(-error)),
-    }
-}
+use tests::run_once;
 
 struct Arrivals {
     out: Out,
@@ -70,7 +56,7 @@ fn produce(program: i32, rate: u64, seconds: u64) -> Result<(u64, f64)> {
     let begin = Instant::now();
     let bursts = rate * seconds / BURST;
     for burst in 0..bursts {
-        test_run(program, &[BURST, 0])?;
+        run_once(program, &[BURST, 0])?;
         let due = Duration::from_secs_f64((burst * BURST) as f64 / rate as f64);
         while begin.elapsed() < due {
             std::hint::spin_loop();
@@ -134,7 +120,7 @@ fn hist(keyed: bool, tool: &Tool) -> Result<()> {
     let program = loaded.skel.progs.selftest_hist.as_fd().as_raw_fd();
     let mut values = values();
     for value in &values {
-        test_run(program, &[7, *value])?;
+        run_once(program, &[7, *value])?;
     }
     values.sort_unstable();
     let histograms = Reader::new(Unit::Usecs, keyed).read(loaded.skel.object())?;
@@ -161,7 +147,7 @@ fn keys(count: u64, tool: &Tool) -> Result<()> {
     let loaded = loader.load(open, &[hook("selftest_hist")], Target::default())?;
     let program = loaded.skel.progs.selftest_hist.as_fd().as_raw_fd();
     for id in 0..count {
-        test_run(program, &[id, id])?;
+        run_once(program, &[id, id])?;
     }
     let histograms = Reader::new(Unit::Usecs, true).read(loaded.skel.object())?;
     let right =

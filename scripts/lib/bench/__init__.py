@@ -1,0 +1,1 @@
+"""What the tools cost: see scripts/bench."""

@@ -1,0 +1,102 @@
+"""What is measured, and what must hold."""
+from dataclasses import dataclass, field
+
+STREAMS = ("opensnoop", "execsnoop", "tcplife")
+STACK_TOOLS = ("profile", "offcputime", "memleak")
+
+
+@dataclass
+class Case:
+    """One tool, one kind of work. {pid} in arguments is the process that works, {libc} its C library."""
+
+    title: str
+    tool: str
+    args: list
+    work: str
+    batches: int
+    size: int
+    event: str
+    peers: dict = field(default_factory=dict)
+    # Ours may add at most so much of what libbpf-tools adds.
+    limit: float | None = None
+
+
+SWITCH = "tracepoint:sched:sched_switch"
+OFFCPU_BT = (
+    SWITCH + " { @since[args.prev_pid] = nsecs; @user[args.prev_pid] = ustack; @kernel[args.prev_pid] = kstack;"
+    " if (@since[args.next_pid]) { @time[@user[args.next_pid], @kernel[args.next_pid]] = sum(nsecs - @since[args.next_pid]); } }"
+)
+MEMLEAK_BT = (
+    "uprobe:{libc}:malloc /pid == {pid}/ { @size[tid] = arg0; }"
+    " uretprobe:{libc}:malloc /pid == {pid}/ { @of[retval] = ustack; @bytes[retval] = @size[tid]; }"
+    " uprobe:{libc}:free /pid == {pid}/ { delete(@of, arg0); delete(@bytes, arg0); }"
+)
+
+COSTS = [
+    Case("opensnoop", "opensnoop", [], "open", 150, 2000, "open and close", {
+        "libbpf-tools": ["opensnoop"], "bpftrace": ["/usr/sbin/opensnoop.bt"],
+        "perf": ["trace", "-a", "-e", "open,openat", "-o", "/dev/null"],
+    }, 0.5),
+    Case("opensnoop, of an unrelated system call", "opensnoop", [], "getppid", 150, 20000, "getppid", {
+        "libbpf-tools": ["opensnoop"], "bpftrace": ["/usr/sbin/opensnoop.bt"],
+    }),
+    Case("execsnoop", "execsnoop", [], "spawn", 60, 25, "spawn and wait", {
+        "libbpf-tools": ["execsnoop"], "bpftrace": ["/usr/sbin/execsnoop.bt"],
+        "perf": ["trace", "-a", "-e", "execve,execveat", "-o", "/dev/null"],
+    }, 0.5),
+    Case("tcplife", "tcplife", [], "connect", 80, 100, "end of a session", {"libbpf-tools": ["tcplife"]}, 0.5),
+    Case("runqlat", "runqlat", [], "switch", 150, 2000, "context switch", {
+        "libbpf-tools": ["runqlat"], "bpftrace": ["/usr/sbin/runqlat.bt"], "perf": ["sched", "record", "-o", "/dev/null"],
+    }, 0.5),
+    Case("offcputime", "offcputime", ["60"], "switch", 60, 1000, "context switch", {
+        "libbpf-tools": ["offcputime", "60"], "bpftrace": ["-e", OFFCPU_BT],
+        "perf": ["sched", "record", "-g", "-o", "/dev/null"],
+    }, 0.85),
+    Case("offcputime -m 1000", "offcputime", ["-m", "1000", "60"], "switch", 60, 1000, "context switch", {
+        "libbpf-tools": ["offcputime", "-m", "1000", "60"],
+    }, 0.1),
+    Case("offcputime -p of another process", "offcputime", ["-p", "1", "60"], "switch", 60, 1000, "context switch", {
+        "libbpf-tools": ["offcputime", "60"],
+    }, 0.1),
+    Case("memleak", "memleak", ["-p", "{pid}"], "malloc", 60, 500, "malloc and free", {
+        "libbpf-tools": ["memleak", "-p", "{pid}", "-O", "{libc}"], "bpftrace": ["-e", MEMLEAK_BT],
+    }, 0.3),
+]
+
+# These cost less than the work itself varies: the kernel's account of their run time, over the events.
+ACCOUNTED = [
+    Case("biolatency", "biolatency", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["biolatency"]}),
+    Case("biotop", "biotop", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["biotop"]}),
+]
+
+# Sampled ten times as often as it will be, because at 99 Hz the cost drowns in what the work varies.
+SAMPLED_HZ, HZ = 990, 99
+SAMPLED = Case("profile", "profile", ["-F", str(SAMPLED_HZ), "60"], "deep", 25, 80000, "sample of a stack of 40", {
+    "libbpf-tools": ["profile", "-F", str(SAMPLED_HZ), "60"],
+    "bpftrace": ["-e", f"profile:hz:{SAMPLED_HZ} {{ @[ustack, kstack, comm] = count(); }}"],
+    "perf": ["record", "-q", "-F", str(SAMPLED_HZ), "-a", "-g", "-e", "cpu-clock", "-o", "/dev/null"],
+})
+SAMPLED_AT_HZ = ["-F", str(HZ), "60"]
+PROFILE_LIMIT_PERCENT = 0.25
+
+# Start, end and memory. What a stream's first row is found by, and the work that causes it.
+LIVES = {
+    "opensnoop": ([], ("open", 1)),
+    "execsnoop": ([], ("spawn", 1)),
+    "tcplife": ([], ("connect", 1)),
+    "runqlat": ([], None),
+    "offcputime": ([], None),
+    "biolatency": ([], None),
+    "biotop": ([], None),
+    "profile": ([], None),
+    "memleak": (["-p", "{pid}"], None),
+}
+FIRST_MS, EXIT_MS = 20, 20
+PEAK_MB = {tool: 32 if tool in STACK_TOOLS else 5 for tool in LIVES}
+
+LOSSLESS_PER_SECOND = 350_000
+KEYS, KEYS_MS = 10_000, 3
+UPROBES, UPROBES_MS = 1000, 60
+PROCESSES = 10_000
+CPUS = 128
+ALLOCATIONS = 1_000_000
