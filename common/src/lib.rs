@@ -10,6 +10,8 @@ pub mod disk;
 pub mod elf;
 pub mod export;
 pub mod fault;
+#[cfg(test)]
+mod fuzz;
 pub mod hist;
 pub mod kernel;
 pub mod load;

@@ -60,12 +60,7 @@ impl Thread {
 
     /// Its name and the rest of /proc/PID/task/TID/stat from the state on, or `None` when it has gone.
     pub fn stat(self) -> Option<(Text<'static>, Vec<String>)> {
-        let stat = self.read("stat")?;
-        // The name may hold anything, parentheses too; what follows it may not.
-        let open = stat.iter().position(|&byte| byte == b'(')?;
-        let close = stat.iter().rposition(|&byte| byte == b')')?;
-        let fields = String::from_utf8_lossy(stat.get(close + 1..)?).split_whitespace().map(str::to_owned).collect();
-        Some((Text::new(stat.get(open + 1..close)?.to_vec()), fields))
+        parse_stat(&self.read("stat")?)
     }
 
     /// The functions of its kernel stack and the offset in each, innermost first, or `None` where that is refused.
@@ -76,10 +71,23 @@ impl Thread {
 
     /// The address that it will go on from in user space, if it is in a system call.
     pub fn user_address(self) -> Option<u64> {
-        let text = self.read("syscall")?;
-        let address = std::str::from_utf8(&text).ok()?.split_whitespace().next_back()?;
-        u64::from_str_radix(address.strip_prefix("0x")?, 16).ok().filter(|address| *address != 0)
+        parse_syscall(&self.read("syscall")?)
     }
+}
+
+/// `PID (NAME) STATE FIELD...`
+fn parse_stat(stat: &[u8]) -> Option<(Text<'static>, Vec<String>)> {
+    // The name may hold anything, parentheses too; what follows it may not.
+    let open = stat.iter().position(|&byte| byte == b'(')?;
+    let close = stat.iter().rposition(|&byte| byte == b')')?;
+    let fields = String::from_utf8_lossy(stat.get(close + 1..)?).split_whitespace().map(str::to_owned).collect();
+    Some((Text::new(stat.get(open + 1..close)?.to_vec()), fields))
+}
+
+/// The last of `NUMBER ARGUMENT... STACK_POINTER ADDRESS`; `running` has none.
+fn parse_syscall(text: &[u8]) -> Option<u64> {
+    let address = std::str::from_utf8(text).ok()?.split_whitespace().next_back()?;
+    u64::from_str_radix(address.strip_prefix("0x")?, 16).ok().filter(|address| *address != 0)
 }
 
 /// `[<0>] function+0x10/0x20 [module]`
@@ -151,7 +159,61 @@ pub fn status_field<'a>(status: &'a str, key: &str) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::{damaged, damaged_text};
+
+    const STAT: &[&[u8]] = &[include_bytes!("../corpus/stat"), include_bytes!("../corpus/stat.hostile")];
+    const STACK: &[&[u8]] = &[include_bytes!("../corpus/stack")];
+    const SYSCALL: &[&[u8]] =
+        &[include_bytes!("../corpus/syscall"), b"running\n", b"-1 0x7ffc9f198080 0x7ff4e1009aec\n"];
+    const MAPS: &[&[u8]] = &[include_bytes!("../corpus/maps")];
+    const STATUS: &[&[u8]] = &[include_bytes!("../corpus/status")];
+
+    proptest! {
+        #[test]
+        fn any_stat_is_read(stat in damaged(STAT)) {
+            if let Some((name, fields)) = parse_stat(&stat) {
+                prop_assert!(stat.windows(name.bytes().len().max(1)).any(|part| part == name.bytes()) || name.is_empty());
+                prop_assert!(fields.iter().all(|field| !field.contains(char::is_whitespace)));
+            }
+        }
+
+        #[test]
+        fn any_name_is_taken_out_of_stat(name: Vec<u8>) {
+            let stat = [b"12 (", &name[..], b") S 1 2\n"].concat();
+            let (found, fields) = parse_stat(&stat).unwrap();
+            prop_assert_eq!((found.bytes(), fields.join(" ")), (&name[..], "S 1 2".to_owned()));
+        }
+
+        #[test]
+        fn any_kernel_stack_is_read(text in damaged_text(STACK)) {
+            for (name, _) in text.lines().filter_map(parse_stack_line) {
+                prop_assert!(text.contains(&name));
+            }
+        }
+
+        #[test]
+        fn any_system_call_is_read(text in damaged(SYSCALL)) {
+            prop_assert!(parse_syscall(&text) != Some(0));
+        }
+
+        #[test]
+        fn any_status_is_read(text in damaged_text(STATUS), key in "[A-Za-z]{1,8}") {
+            let field = status_field(&text, &key);
+            prop_assert!(field.is_none_or(|field| text.contains(&key) && text.contains(field) && !field.contains('\n')));
+        }
+
+        #[test]
+        fn any_mapping_is_read(text in damaged(MAPS)) {
+            for line in text.split(|&byte| byte == b'\n') {
+                if let Some(mapping) = Mapping::parse(line) {
+                    prop_assert!(line.ends_with(mapping.path));
+                }
+            }
+        }
+    }
 
     #[test]
     fn reads_itself() {
@@ -165,6 +227,9 @@ mod tests {
         assert_eq!(me.stat().unwrap().1[1], std::os::unix::process::parent_id().to_string());
         assert_eq!(parse_stack_line("[<0>] a_b+0x1a/0x200 [mod]"), Some(("a_b".into(), 0x1a)));
         assert_eq!(parse_stack_line("[<0>] 0xffff"), None);
+        assert_eq!(parse_syscall(SYSCALL[0]), Some(0x7ff4_e100_9aec));
+        assert_eq!(parse_syscall(SYSCALL[1]), None);
+        assert_eq!(MAPS[0].split(|&byte| byte == b'\n').filter_map(Mapping::parse).count(), 21);
         assert_eq!(status_field("Name:\tx\nCapEff:\t00ff\n", "CapEff"), Some("00ff"));
     }
 }
