@@ -1,7 +1,6 @@
 //! Functions in ELF files, and where in them to probe.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -11,7 +10,7 @@ use object::{
     Endianness, FileKind, Object, ObjectSection, ObjectSegment, ObjectSymbol, ReadCache, SectionKind, SymbolFlags,
 };
 
-use crate::prologue;
+use crate::{proc, prologue};
 
 /// A function that a file defines.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -33,7 +32,7 @@ pub struct Function<T> {
 /// When the file cannot be read or is no ELF file.
 pub fn functions<T: Copy>(path: &Path, wanted: impl Fn(&str) -> Option<T>) -> Result<Vec<Function<T>>> {
     let read = || -> Result<Vec<Function<T>>> {
-        let cache = ReadCache::new(File::open(path)?);
+        let cache = ReadCache::new(proc::open_regular(path)?);
         match FileKind::parse(&cache)? {
             FileKind::Elf32 => Ok(Vec::new()),
             _ => find(&ElfFile64::<Endianness, _>::parse(&cache)?, wanted),
@@ -89,7 +88,7 @@ fn find<'data, T: Copy, O: Object<'data>>(file: &O, wanted: impl Fn(&str) -> Opt
 
 /// The build id of the file at `path`, if it is an ELF file that has one.
 pub fn build_id(path: &Path) -> Option<Vec<u8>> {
-    let cache = ReadCache::new(File::open(path).ok()?);
+    let cache = ReadCache::new(proc::open_regular(path).ok()?);
     let file = object::File::parse(&cache).ok()?;
     file.build_id().ok().flatten().map(<[u8]>::to_vec)
 }

@@ -1,9 +1,10 @@
 //! What /proc says of a process. Every reader tolerates that the process ends meanwhile.
 
-use std::fs;
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -33,6 +34,19 @@ pub fn pidfd(pid: u32) -> Result<OwnedFd> {
     let fd = fd.with_context(|| format!("cannot watch process {pid} (pidfd_open, 5.3)"))?;
     // SAFETY: a descriptor that was just made and belongs to nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Open a file whose path another process chose. A pipe there would keep us waiting, and a device may act on being opened,
+/// so what it is is seen before it is opened.
+///
+/// # Errors
+/// When it cannot be opened, or is not a regular file.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let place = File::options().read(true).custom_flags(libc::O_PATH).open(path)?;
+    if !place.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    File::open(format!("/proc/self/fd/{}", place.as_raw_fd()))
 }
 
 /// The command name of a process, or `None` when it has gone.
@@ -213,6 +227,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // Opened as a file, it would wait for a writer.
+        assert!(open_regular(&pipe).is_err() && open_regular(Path::new("/dev/null")).is_err());
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/proc/self/maps", &link).unwrap();
+        assert!(open_regular(&link).is_ok());
+        let mut text = String::new();
+        io::Read::read_to_string(&mut open_regular(Path::new("/etc/passwd")).unwrap(), &mut text).unwrap();
+        assert!(text.contains("root"));
     }
 
     #[test]

@@ -195,7 +195,8 @@ impl Mapped {
         let by_address = format!("/proc/{tgid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
         let path = Path::new(OsStr::from_bytes(path));
         let inside = PathBuf::from(format!("/proc/{tgid}/root")).join(path.strip_prefix("/").unwrap_or(path));
-        let file = if keep { File::open(by_address).or_else(|_| File::open(&inside)).ok() } else { None };
+        let open = || proc::open_regular(by_address.as_ref()).or_else(|_| proc::open_regular(&inside));
+        let file = if keep { open().ok() } else { None };
         Self { file, path: if inside.exists() { inside } else { path.to_owned() }, build_id: OnceCell::new() }
     }
 
@@ -345,7 +346,12 @@ impl Symbols {
         }
         self.look_up(&kernel_source(), &kernel, Input::AbsAddr, Place::Kernel);
         for (file, offsets) in files {
-            let elf = Elf { debug_syms: false, ..Elf::new(self.files.opened[file].path()) };
+            let path = self.files.opened[file].path();
+            // Of a file that was not kept open there may be anything by now.
+            if !path.is_file() {
+                continue;
+            }
+            let elf = Elf { debug_syms: false, ..Elf::new(path) };
             self.look_up(&Source::Elf(elf), &offsets, Input::FileOffset, |offset| Place::File(file, offset));
         }
         self.look_up_vdso(&vdso);
@@ -441,9 +447,9 @@ fn open_perf_map(tgid: u32) -> Option<File> {
     let status = fs::read_to_string(format!("/proc/{tgid}/status")).ok()?;
     let inner = proc::status_field(&status, "NSpid").and_then(|ids| ids.split_whitespace().next_back());
     let name = format!("/proc/{tgid}/root/tmp/perf-{}.map", inner.map_or_else(|| tgid.to_string(), str::to_owned));
-    let file = File::open(name).ok()?;
+    let file = proc::open_regular(name.as_ref()).ok()?;
     let metadata = file.metadata().ok()?;
-    (metadata.is_file() && (metadata.uid() == owner || metadata.uid() == 0)).then_some(file)
+    (metadata.uid() == owner || metadata.uid() == 0).then_some(file)
 }
 
 fn parse_perf_map_line(line: &[u8]) -> Option<(u64, u64, String)> {
