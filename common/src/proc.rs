@@ -149,11 +149,14 @@ impl<'a> Mapping<'a> {
         let hex = |text: &str| u64::from_str_radix(text, 16).ok();
         let (start, end) = range.split_once('-')?;
         let (major, minor) = device.split_once(':')?;
+        let (start, end, offset) = (hex(start)?, hex(end)?, hex(offset)?);
+        // So that whoever subtracts and adds what is said here need not think of it.
+        offset.checked_add(end.checked_sub(start).filter(|size| *size > 0)?)?;
         Some(Self {
-            start: hex(start)?,
-            end: hex(end)?,
+            start,
+            end,
             executable: permissions.contains('x'),
-            offset: hex(offset)?,
+            offset,
             file: (hex(major)? << 32 | hex(minor)?, inode.parse().ok()?),
             path: fields.next().unwrap_or_default().trim_ascii_start(),
         })
@@ -224,6 +227,8 @@ mod tests {
             for line in text.split(|&byte| byte == b'\n') {
                 if let Some(mapping) = Mapping::parse(line) {
                     prop_assert!(line.ends_with(mapping.path));
+                    prop_assert!(mapping.start < mapping.end);
+                    prop_assert!(mapping.offset.checked_add(mapping.end - mapping.start).is_some());
                 }
             }
         }
