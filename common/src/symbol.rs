@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
@@ -28,6 +28,9 @@ const OPEN_FILES_MAX: usize = 256;
 const LOOKS_FREE: u32 = 16;
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// How much of a perf map is read, and of a line of it. Whose code is named there writes what it likes.
+const PERF_MAP_MAX: u64 = 1 << 30;
+const PERF_MAP_LINE_MAX: u64 = 64 << 10;
 /// The farthest from its symbol that a kernel address is believed to belong to it. Where addresses are hidden
 /// (kernel.kptr_restrict), all symbols are at 0.
 const KERNEL_FUNCTION_MAX: u64 = 1 << 20;
@@ -115,7 +118,11 @@ impl Image {
     /// laid out elsewhere, and then what was known stays.
     fn look(&mut self, tgid: u32) {
         self.looked = Some(Instant::now());
-        let found = read_mappings(tgid);
+        self.update(read_mappings(tgid));
+    }
+
+    /// Take what was found there.
+    fn update(&mut self, found: Vec<Mapping>) {
         let same = |a: &Mapping, b: &Mapping| (a.start, a.end) == (b.start, b.end);
         if self.mappings.is_empty() || self.mappings.iter().any(|old| found.iter().any(|new| same(old, new))) {
             let is_new = |new: &Mapping| !self.mappings.iter().any(|old| same(old, new));
@@ -156,7 +163,7 @@ fn parse_mappings(text: &[u8]) -> Vec<Mapping> {
         };
         let named = path.first() == Some(&b'/');
         let base = match first {
-            Some((file, base)) if file == id => base,
+            Some((file, base)) if file == id && base <= start => base,
             _ => start.saturating_sub(offset),
         };
         if named {
@@ -423,15 +430,33 @@ impl Symbols {
             return;
         };
         addresses.sort_unstable();
-        for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
-            let Some((start, size, name)) = parse_perf_map_line(&line) else {
-                continue;
-            };
-            let from = addresses.partition_point(|address| *address < start);
-            for address in addresses[from..].iter().take_while(|address| **address - start < size) {
-                let symbol = Symbol { name: name.as_str().into(), offset: address - start };
-                self.names.insert(Place::Made(space, *address), Some(symbol));
+        read_perf_map(file, &addresses, |address, symbol| {
+            self.names.insert(Place::Made(space, address), Some(symbol));
+        });
+    }
+}
+
+/// Find these addresses, which are sorted, in a perf map.
+fn read_perf_map(map: impl Read, addresses: &[u64], mut found: impl FnMut(u64, Symbol)) {
+    let mut map = BufReader::new(map.take(PERF_MAP_MAX));
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match map.by_ref().take(PERF_MAP_LINE_MAX).read_until(b'\n', &mut line) {
+            Ok(size @ 1..) if size as u64 == PERF_MAP_LINE_MAX && line.last() != Some(&b'\n') => {
+                if map.skip_until(b'\n').is_err() {
+                    return;
+                }
             }
+            Ok(1..) => {}
+            _ => return,
+        }
+        let Some((start, size, name)) = parse_perf_map_line(&line) else {
+            continue;
+        };
+        let from = addresses.partition_point(|address| *address < start);
+        for address in addresses[from..].iter().take_while(|address| **address - start < size) {
+            found(*address, Symbol { name: name.as_str().into(), offset: address - start });
         }
     }
 }
@@ -464,7 +489,71 @@ fn parse_perf_map_line(line: &[u8]) -> Option<(u64, u64, String)> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::damaged;
+
+    const REAL_MAPS: &[&[u8]] = &[include_bytes!("../corpus/maps")];
+    const PERF_MAPS: &[&[u8]] = &[include_bytes!("../corpus/perf.map")];
+
+    proptest! {
+        /// Whatever is mapped, every address has at most one place, and what is said of it makes sense.
+        #[test]
+        fn any_mappings_are_read(text in damaged(REAL_MAPS), later in damaged(REAL_MAPS), any: u64) {
+            let mappings = parse_mappings(&text);
+            let addresses: Vec<u64> =
+                mappings.iter().flat_map(|mapping| [mapping.start, mapping.end - 1, mapping.end]).chain([any]).collect();
+            let mut image = Image { mappings, ..Image::default() };
+            image.update(parse_mappings(&later));
+            let mut symbols = Symbols::default();
+            symbols.images.insert((1, 1), image);
+            for address in addresses {
+                if let Some(module) = symbols.module(Some((1, 1)), address) {
+                    prop_assert!(module.range.contains(&address));
+                }
+                symbols.symbol(Some((1, 1)), address);
+            }
+        }
+
+        #[test]
+        fn any_perf_map_is_read(text in damaged(PERF_MAPS), addresses in vec(0x7f10_0000_0000u64..0x7f10_0000_0400, 0..20)) {
+            let mut addresses = [&addresses[..], &[0, u64::MAX]].concat();
+            addresses.sort_unstable();
+            read_perf_map(&text[..], &addresses, |address, symbol| {
+                assert!(addresses.contains(&address) && symbol.offset <= address && !symbol.name.contains('\n'));
+            });
+        }
+    }
+
+    #[test]
+    fn names_of_code_made_at_run_time_are_the_last_given() {
+        let mut names = HashMap::new();
+        let addresses = [0x7f10_0000_003f, 0x7f10_0000_0040, 0x7f10_0000_0210, 0x7f10_0000_0220];
+        read_perf_map(PERF_MAPS[0], &addresses, |address, symbol| drop(names.insert(address, symbol)));
+        let name = |address| names.get(address).map(|symbol| (&*symbol.name, symbol.offset));
+        assert_eq!(name(&addresses[0]), Some(("Builtins_Call_ReceiverIsAny", 0x3f)));
+        assert_eq!(name(&addresses[1]), Some(("LazyCompile:*parse node:internal/util:12:7", 0)));
+        assert_eq!(name(&addresses[2]), Some(("Lcom/example/A;::run", 0x10)));
+        assert_eq!(name(&addresses[3]), None);
+    }
+
+    #[test]
+    fn a_line_without_end_does_not_fill_the_memory() {
+        struct Endless(u64);
+        impl Read for Endless {
+            fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+                self.0 += buffer.len() as u64;
+                assert!(self.0 <= PERF_MAP_MAX + (1 << 20), "it is read to its end, which it does not have");
+                buffer.fill(b'x');
+                Ok(buffer.len())
+            }
+        }
+        let mut known = 0;
+        read_perf_map(b"10 20 f\n".chain(Endless(0)), &[0x10], |_, symbol| known += symbol.name.len());
+        assert_eq!(known, 1);
+    }
 
     const MAPS: &[u8] = b"\
 55d0c0000000-55d0c0001000 r--p 00000000 fe:01 100 /usr/bin/a b
