@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use libbpf_rs::MapType;
 
 use crate::fault::unsupported;
-use crate::proc::status_field;
+use crate::proc::{self, status_field};
 
 /// Where the kernel publishes its own types.
 pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -203,7 +203,7 @@ fn map(path: &str) -> Option<Bytes> {
 /// # Errors
 /// Unsupported, naming the capability that is missing.
 pub fn require_privileges() -> Result<()> {
-    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let status = proc::text("/proc/self/status").context("cannot read /proc/self/status")?;
     let effective = status_field(&status, "CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
     match missing_capability(effective) {
         None => Ok(()),
@@ -233,9 +233,7 @@ pub fn tracefs() -> Option<&'static Path> {
 
 /// Where the cgroup v2 hierarchy is mounted.
 pub fn cgroup2_root() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let line = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
-    line.split(' ').nth(4).map(PathBuf::from)
+    proc::mounts().ok()?.into_iter().find(|mount| mount.kind == "cgroup2").map(|mount| mount.point)
 }
 
 /// Whether maps of this type can be made here.

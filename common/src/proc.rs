@@ -1,8 +1,10 @@
 //! What /proc says of a process. Every reader tolerates that the process ends meanwhile.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -163,6 +165,67 @@ impl<'a> Mapping<'a> {
     }
 }
 
+/// One line of /proc/PID/mountinfo.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Mount {
+    /// Which directory of the file system is mounted.
+    pub root: PathBuf,
+    /// Where.
+    pub point: PathBuf,
+    /// The kind of file system.
+    pub kind: String,
+    /// The options of the file system itself.
+    pub options: String,
+}
+
+impl Mount {
+    /// Parse `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [FIELD]... - KIND SOURCE OPTIONS`.
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        let mut fields = line.split(|&byte| byte == b' ');
+        let mut path = |skipped| Some(PathBuf::from(OsString::from_vec(unescape(fields.nth(skipped)?))));
+        let (root, point) = (path(3)?, path(0)?);
+        let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+        let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+        Some(Self { root, point, kind: text(rest.next()?), options: text(rest.nth(1)?) })
+    }
+}
+
+/// All that is mounted where this process can see it.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn mounts() -> Result<Vec<Mount>> {
+    let text = fs::read("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    Ok(text.split(|&byte| byte == b'\n').filter_map(Mount::parse).collect())
+}
+
+/// Undo the kernel's escapes: a backslash and three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let (mut bytes, mut rest) = (Vec::with_capacity(field.len()), field);
+    while let Some((&byte, after)) = rest.split_first() {
+        let octal = |digits: &[u8; 3]| {
+            let value = digits.iter().try_fold(0u32, |value, digit| Some(value * 8 + (*digit as char).to_digit(8)?));
+            value.and_then(|value| u8::try_from(value).ok())
+        };
+        match after.first_chunk().and_then(octal).filter(|_| byte == b'\\') {
+            Some(escaped) => {
+                bytes.push(escaped);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(byte);
+                rest = after;
+            }
+        }
+    }
+    bytes
+}
+
+/// A file of text, in which single bytes may be none: names are cut anywhere, and few programs insist on UTF-8.
+pub fn text(path: &str) -> io::Result<String> {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// The first three load averages, as /proc/loadavg has them.
 pub fn load_average() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -186,6 +249,7 @@ mod tests {
     const SYSCALL: &[&[u8]] =
         &[include_bytes!("../corpus/syscall"), b"running\n", b"-1 0x7ffc9f198080 0x7ff4e1009aec\n"];
     const MAPS: &[&[u8]] = &[include_bytes!("../corpus/maps")];
+    const MOUNTS: &[&[u8]] = &[include_bytes!("../corpus/mountinfo")];
     const STATUS: &[&[u8]] = &[include_bytes!("../corpus/status")];
 
     proptest! {
@@ -231,6 +295,36 @@ mod tests {
                     prop_assert!(mapping.offset.checked_add(mapping.end - mapping.start).is_some());
                 }
             }
+        }
+    }
+
+    /// What seq_escape() of fs/proc_namespace.c does to paths.
+    fn escape(path: &[u8]) -> Vec<u8> {
+        let byte = |&byte: &u8| match byte {
+            b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
+            byte => vec![byte],
+        };
+        path.iter().flat_map(byte).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn any_mountinfo_is_read(text in damaged(MOUNTS)) {
+            for mount in text.split(|&byte| byte == b'\n').filter_map(Mount::parse) {
+                prop_assert!(mount.point.as_os_str().len() <= text.len());
+            }
+        }
+
+        #[test]
+        fn any_mount_point_is_what_it_is(
+            root in "[/ a#\\\\0-7\n\t]{1,20}", point: Vec<u8>, tags in "(shared:[0-9] )?(master:[0-9] )?"
+        ) {
+            let (escaped_root, escaped) = (escape(root.as_bytes()), escape(&point));
+            let line = [b"41 31 0:38 ", &escaped_root[..], b" ", &escaped, b" rw ", tags.as_bytes(), b"- cgroup2 - rw,a"];
+            let mount = Mount::parse(&line.concat()).unwrap();
+            prop_assert_eq!((mount.root.as_os_str().as_encoded_bytes(), mount.point.as_os_str().as_encoded_bytes()),
+                (root.as_bytes(), &point[..]));
+            prop_assert_eq!((mount.kind, mount.options), ("cgroup2".to_owned(), "rw,a".to_owned()));
         }
     }
 

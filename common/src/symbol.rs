@@ -469,7 +469,7 @@ fn kernel_source() -> Source<'static> {
 /// believed.
 fn open_perf_map(tgid: u32) -> Option<File> {
     let owner = fs::metadata(format!("/proc/{tgid}")).ok()?.uid();
-    let status = fs::read_to_string(format!("/proc/{tgid}/status")).ok()?;
+    let status = proc::text(&format!("/proc/{tgid}/status")).ok()?;
     let inner = proc::status_field(&status, "NSpid").and_then(|ids| ids.split_whitespace().next_back());
     let name = format!("/proc/{tgid}/root/tmp/perf-{}.map", inner.map_or_else(|| tgid.to_string(), str::to_owned));
     let file = proc::open_regular(name.as_ref()).ok()?;

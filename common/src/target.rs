@@ -143,8 +143,7 @@ struct Cgroup {
 impl Cgroup {
     fn find(path: &Path) -> Result<Self> {
         let canonical = path.canonicalize().with_context(|| format!("no such cgroup: {}", path.display()))?;
-        let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
-        let mount = CgroupMount::holding(&mounts, &canonical)
+        let mount = CgroupMount::holding(proc::mounts()?, &canonical)
             .ok_or_else(|| anyhow!("{} is not in a cgroup hierarchy", path.display()))?;
         let below = canonical.strip_prefix(&mount.point)?.components().count();
         let above = mount.root.components().count().saturating_sub(1);
@@ -167,30 +166,18 @@ struct CgroupMount {
 }
 
 impl CgroupMount {
-    /// The innermost cgroup mount of /proc/self/mountinfo text that holds `path`.
-    fn holding(mountinfo: &str, path: &Path) -> Option<Self> {
-        let parse = |line: &str| {
-            let (before, after) = line.split_once(" - ")?;
-            let mut before = before.split(' ').skip(3);
-            let (root, point) = (unescape(before.next()?), unescape(before.next()?));
-            let mut after = after.split(' ');
-            let controllers = match after.next()? {
+    /// The innermost cgroup mount that holds `path`.
+    fn holding(mounts: Vec<proc::Mount>, path: &Path) -> Option<Self> {
+        let cgroup = |mount: proc::Mount| {
+            let controllers = match mount.kind.as_str() {
                 "cgroup2" => None,
-                "cgroup" => Some(after.nth(1)?.split(',').map(str::to_owned).collect()),
+                "cgroup" => Some(mount.options.split(',').map(str::to_owned).collect()),
                 _ => return None,
             };
-            Some(Self { point: point.into(), root: root.into(), controllers })
+            path.starts_with(&mount.point).then_some(Self { point: mount.point, root: mount.root, controllers })
         };
-        let mounts = mountinfo.lines().filter_map(parse).filter(|mount| path.starts_with(&mount.point));
-        mounts.max_by_key(|mount| mount.point.components().count())
+        mounts.into_iter().filter_map(cgroup).max_by_key(|mount| mount.point.components().count())
     }
-}
-
-/// Undo the octal escapes of mountinfo.
-fn unescape(field: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(field.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 /// The index of the first of these v1 controllers that the kernel's `enum cgroup_subsys_id` names.
@@ -213,19 +200,15 @@ fn controller_index(names: &[String]) -> Result<i32> {
 mod tests {
     use super::*;
 
-    const MOUNTINFO: &str = "\
-30 1 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw
-31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime shared:1 - cgroup cgroup rw,cpu,cpuacct
-32 30 0:28 / /sys/fs/cgroup/uni\\040fied rw - cgroup2 cgroup2 rw
-33 1 0:28 /docker/abc /mnt/c rw - cgroup2 cgroup2 rw
-";
+    const MOUNTINFO: &[u8] = include_bytes!("../corpus/mountinfo");
 
     #[test]
     fn the_hierarchy_of_a_path_is_found() {
-        let at = |path: &str| CgroupMount::holding(MOUNTINFO, Path::new(path));
+        let mounts = || MOUNTINFO.split(|&byte| byte == b'\n').filter_map(proc::Mount::parse).collect();
+        let at = |path: &str| CgroupMount::holding(mounts(), Path::new(path));
         assert_eq!(at("/sys/fs/cgroup/cpu/a").unwrap().controllers.unwrap(), ["rw", "cpu", "cpuacct"]);
-        assert_eq!(at("/sys/fs/cgroup/uni fied/a/b").unwrap().controllers, None);
-        assert_eq!(at("/mnt/c/x").unwrap().root, Path::new("/docker/abc"));
+        assert_eq!(at("/sys/fs/cgroup/unified/a/b").unwrap().controllers, None);
+        assert_eq!(at("/mnt/c\\d#e/x").unwrap().root, Path::new("/docker/a b"));
         assert_eq!(at("/home"), None);
     }
 }
