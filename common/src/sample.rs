@@ -198,12 +198,16 @@ pub fn online_cpus() -> Result<Vec<u32>> {
     parse_cpu_list(text.trim()).ok_or_else(|| anyhow!("{path} is not a list of CPUs: {text}"))
 }
 
+/// More CPUs than any kernel is built for (CONFIG_NR_CPUS).
+const CPUS_MAX: u32 = 1 << 16;
+
 /// Parse a list such as `0-3,8`.
 fn parse_cpu_list(text: &str) -> Option<Vec<u32>> {
     let mut cpus = Vec::new();
+    let number = |text: &str| text.parse::<u32>().ok().filter(|cpu| *cpu < CPUS_MAX);
     for part in text.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        cpus.extend(first.parse::<u32>().ok()?..=last.parse().ok()?);
+        cpus.extend(number(first)?..=number(last)?);
     }
     Some(cpus)
 }
@@ -260,6 +264,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fuzz::damaged_text;
+
+    const CPUS: &[&[u8]] = &[include_bytes!("../corpus/cpus")];
 
     proptest! {
         #[test]
@@ -279,6 +286,12 @@ mod tests {
         }
 
         #[test]
+        fn any_list_of_cpus_is_read(text in damaged_text(CPUS)) {
+            let most = text.split(',').count() * CPUS_MAX as usize;
+            prop_assert!(parse_cpu_list(&text).is_none_or(|cpus| cpus.len() <= most));
+        }
+
+        #[test]
         fn a_list_of_cpus_is_what_was_written(ranges in vec((0u32..8192, 0u32..9), 1..9)) {
             let text: Vec<String> = ranges.iter().map(|(first, more)| match more {
                 0 => first.to_string(),
@@ -294,6 +307,7 @@ mod tests {
         assert_eq!(parse_cpu_list("0-2,8,300-301"), Some(vec![0, 1, 2, 8, 300, 301]));
         assert_eq!(parse_cpu_list("0"), Some(vec![0]));
         assert_eq!(parse_cpu_list(""), None);
+        assert_eq!(parse_cpu_list("0-4294967295"), None);
         assert!(online_cpus().is_ok_and(|cpus| !cpus.is_empty()));
     }
 }
