@@ -1,6 +1,7 @@
 //! What the live tests share: a tool that is started and known to be attached, its output as records, workloads with
 //! a known truth, and the difference between a test that failed and one that this kernel cannot run.
 
+pub mod command_line;
 pub mod disk;
 pub mod pprof;
 pub mod svg;
