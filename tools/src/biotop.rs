@@ -254,7 +254,25 @@ pub fn run(args: Args) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::events;
+
+    proptest! {
+        #[test]
+        fn any_total_is_a_row(key in events::record(), value in events::record(), time_ns: u64) {
+            let Some(((key, _), (value, _))) = decode(&key).zip(decode(&value)) else { return Ok(()) };
+            let total = Total { key, value };
+            for sort in Sort::value_variants() {
+                total.rank(*sort);
+            }
+            events::check(COLUMNS, &[Vec::new()], |mut out, _| {
+                Rows::new(COLUMNS, |_| true).row(&mut out, &total.cells(time_ns)).ok()?;
+                Some(out)
+            })?;
+        }
+    }
 
     fn total(count: u64, bytes: u64, time_ns: u64) -> Total {
         Total { key: biotop_key::default(), value: biotop_value { count, bytes, time_ns, ..Default::default() } }
