@@ -33,6 +33,9 @@ pub struct Tool {
     /// Which buffer carries events
     #[arg(long, hide = true, default_value = "auto")]
     pub transport: Transport,
+    /// Give a map another size, to overrun it in a test
+    #[arg(long, hide = true, value_name = "MAP=ENTRIES", value_parser = map_entries)]
+    pub map_entries: Vec<(String, u32)>,
     /// Do not run: load, or load and attach, say as JSON what was chosen, and end
     #[arg(long, hide = true, value_name = "STEP")]
     pub plan: Option<Step>,
@@ -183,6 +186,11 @@ fn uid_of(passwd: &str, name: &str) -> Option<u32> {
         (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
     };
     passwd.lines().find_map(uid)
+}
+
+fn map_entries(text: &str) -> Result<(String, u32), String> {
+    let parsed = text.split_once('=').and_then(|(map, entries)| Some((map.to_owned(), entries.parse().ok()?)));
+    parsed.filter(|(_, entries)| *entries > 0).ok_or_else(|| "must be a map and how many entries it has".into())
 }
 
 fn buffer_kib(text: &str) -> Result<u32, String> {
