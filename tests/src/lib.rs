@@ -8,17 +8,18 @@ pub mod svg;
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use common::lost::Lost;
+use common::proc::Thread;
 use libtest_mimic::{Completion, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -375,6 +376,12 @@ pub fn one_of_three(attempt: impl Fn() -> Outcome) -> Outcome {
     attempt()
 }
 
+/// Skip a test that takes long, unless $CORESCOPE_LONG asks for it.
+pub fn only_long() -> Outcome {
+    let wanted = std::env::var_os("CORESCOPE_LONG").is_some();
+    if wanted { Ok(()) } else { Err(Stop::Skip("takes half a minute: CORESCOPE_LONG=1".into())) }
+}
+
 /// Whether the CPUs are emulated (by qemu, as in scripts/vm): what they do in a second means nothing there.
 pub fn is_emulated() -> bool {
     std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("QEMU TCG"))
@@ -421,6 +428,84 @@ impl Drop for Guard {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The workload `waits`: asleep before and after its work, so that what happened to it between is known to the last.
+pub struct Waits {
+    process: Guard,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Waits {
+    /// Start it on this CPU, to work so long, and wait until it sleeps.
+    pub fn start(cpu: u32, time: Duration) -> Outcome<Self> {
+        let mut process = Guard::workload("waits", &[&cpu.to_string(), &time.as_millis().to_string()])?;
+        let lines = BufReader::new(process.0.stdout.take().ok_or("no stdout")?);
+        let mut waits = Self { process, lines };
+        waits.until("ready")?;
+        Ok(waits)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The lines that it writes before this one, after which it goes to sleep.
+    fn until(&mut self, last: &str) -> Outcome<Vec<String>> {
+        let mut said = Vec::new();
+        loop {
+            let mut line = String::new();
+            check!(self.lines.read_line(&mut line)? > 0, "it ended before it was {last}");
+            if line.trim_end() == last {
+                break;
+            }
+            said.push(line.trim_end().to_owned());
+        }
+        let thread = Thread { pid: self.pid(), tid: self.pid() };
+        wait_until(|| thread.stat().is_some_and(|(_, fields)| fields.first().is_some_and(|state| state == "S")))?;
+        Ok(said)
+    }
+
+    /// Let it work, with something done meanwhile. Those of its waits for a CPU, in ns, that it saw one by one.
+    pub fn work(&mut self, meanwhile: impl FnOnce() -> Outcome) -> Outcome<Vec<u64>> {
+        self.process.0.stdin.as_mut().ok_or("no stdin")?.write_all(b"\n")?;
+        meanwhile()?;
+        let said = self.until("done")?;
+        Ok(said.iter().filter_map(|line| line.parse().ok()).collect())
+    }
+
+    /// How often it was put on a CPU, by the scheduler's own count.
+    pub fn slices(&self) -> Outcome<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/schedstat", self.pid()))?;
+        Ok(text.split_whitespace().nth(2).ok_or("no time slices in schedstat")?.parse()?)
+    }
+
+    /// How often it left the CPU, by the kernel's own count.
+    pub fn switches(&self) -> Outcome<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        ["voluntary_ctxt_switches", "nonvoluntary_ctxt_switches"].iter().try_fold(0, |sum, key| {
+            let count = common::proc::status_field(&status, key).ok_or("no context switches in status")?;
+            Ok(sum + count.parse::<u64>()?)
+        })
+    }
+}
+
+/// Hold percentiles, by their keys in `report`, against the single values that they are of: within 5 %. Of `count` values
+/// that were reported some may not be among `values`, and then the truth is known as far as those do not matter.
+pub fn check_percentiles(report: &Value, values: &[u64], count: u64) -> Outcome {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    let others = (count as usize).checked_sub(sorted.len()).ok_or("more single values than were reported")?;
+    check!(sorted.len() >= 50 && others * 10 <= sorted.len(), "{} values, and {others} others", sorted.len());
+    for (key, percent) in [("p50_ns", 50.0), ("p90_ns", 90.0), ("p99_ns", 99.0)] {
+        let rank = (count as f64 * percent / 100.0).ceil() as usize;
+        let at = |rank: usize| sorted[rank.clamp(1, sorted.len()) - 1] as f64;
+        let (least, most) = (at(rank.saturating_sub(others)) * 0.95, at(rank) * 1.05);
+        let got = report[key].as_f64().ok_or("no such percentile")?;
+        check!((least..=most).contains(&got), "{key} is {got}, not from {least} to {most}: {sorted:?}");
+    }
+    Ok(())
 }
 
 /// Where the cgroup v2 hierarchy is mounted.
