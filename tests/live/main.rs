@@ -13,6 +13,7 @@ mod opensnoop;
 mod output;
 mod profile;
 mod runqlat;
+mod soak;
 mod tcplife;
 
 fn main() -> std::process::ExitCode {
@@ -33,6 +34,7 @@ fn main() -> std::process::ExitCode {
         output::tests(),
         profile::tests(),
         runqlat::tests(),
+        soak::tests(),
         tcplife::tests(),
     ];
     libtest_mimic::run(&arguments, tests.into_iter().flatten().collect()).exit_code()

@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -129,12 +129,16 @@ pub struct Tool {
     name: String,
     args: Vec<OsString>,
     unprivileged: bool,
+    /// What it may leave files in.
+    directory: Option<PathBuf>,
+    /// How much of its output is kept: the last.
+    kept: usize,
 }
 
 impl Tool {
     /// The tool of this name, without arguments.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), args: Vec::new(), unprivileged: false }
+        Self { name: name.to_owned(), args: Vec::new(), unprivileged: false, directory: None, kept: usize::MAX }
     }
 
     /// Add arguments, split at white space.
@@ -152,6 +156,18 @@ impl Tool {
     /// Run it as an unprivileged user.
     pub fn unprivileged(mut self) -> Self {
         self.unprivileged = true;
+        self
+    }
+
+    /// Run it in this directory, which is also where it is told to make temporary files.
+    pub fn directory(mut self, path: &Path) -> Self {
+        self.directory = Some(path.to_owned());
+        self
+    }
+
+    /// Keep only about so much of what it writes, the last.
+    pub fn keep(mut self, bytes: usize) -> Self {
+        self.kept = bytes;
         self
     }
 
@@ -182,19 +198,28 @@ impl Tool {
             // 65534 is `nobody` on every distribution.
             command.uid(65534).gid(65534);
         }
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory).env("TMPDIR", directory);
+        }
         let mut child = command.spawn().map_err(|error| format!("cannot run {}: {error}", self.name))?;
+        let kept = self.kept;
         let collect = |mut pipe: Box<dyn Read + Send>| {
-            let text = Arc::new(Mutex::new(Vec::new()));
-            let sink = Arc::clone(&text);
+            let (text, written) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicU64::new(0)));
+            let (sink, count) = (Arc::clone(&text), Arc::clone(&written));
             let thread = std::thread::spawn(move || {
                 let mut chunk = [0; 64 << 10];
                 while let Ok(size @ 1..) = pipe.read(&mut chunk) {
+                    count.fetch_add(size as u64, Ordering::Relaxed);
                     if let Ok(mut sink) = sink.lock() {
                         sink.extend_from_slice(&chunk[..size]);
+                        if sink.len() / 2 > kept {
+                            let surplus = sink.len() - kept;
+                            sink.drain(..surplus);
+                        }
                     }
                 }
             });
-            Collected { text, thread }
+            Collected { text, written, thread }
         };
         let stdout = collect(Box::new(child.stdout.take().ok_or("no stdout")?));
         let stderr = collect(Box::new(child.stderr.take().ok_or("no stderr")?));
@@ -204,6 +229,7 @@ impl Tool {
 
 struct Collected {
     text: Arc<Mutex<Vec<u8>>>,
+    written: Arc<AtomicU64>,
     thread: JoinHandle<()>,
 }
 
@@ -236,6 +262,11 @@ impl Running {
     /// What it has written so far.
     pub fn stdout(&self) -> String {
         self.stdout.as_ref().map(Collected::now).unwrap_or_default()
+    }
+
+    /// How many bytes it has written so far.
+    pub fn written(&self) -> u64 {
+        self.stdout.as_ref().map_or(0, |collected| collected.written.load(Ordering::Relaxed))
     }
 
     /// Wait until its output satisfies `done`.
@@ -399,12 +430,59 @@ pub fn wait_until(done: impl Fn() -> bool) -> Outcome {
 
 /// The ids of all BPF programs now loaded.
 pub fn loaded_programs() -> Vec<u32> {
+    ids(libbpf_sys::bpf_prog_get_next_id)
+}
+
+/// All ids that one of these functions goes through.
+fn ids(next: unsafe extern "C" fn(u32, *mut u32) -> i32) -> Vec<u32> {
     let (mut id, mut ids) = (0, Vec::new());
     // SAFETY: the kernel writes the next id to a valid integer, and says when there is none.
-    while unsafe { libbpf_sys::bpf_prog_get_next_id(id, &raw mut id) } == 0 {
+    while unsafe { next(id, &raw mut id) } == 0 {
         ids.push(id);
     }
     ids
+}
+
+/// What of BPF a process has open, by the ids that the kernel gave, and the kernel memory of the maps among it, in bytes.
+#[derive(Clone, Debug, Default)]
+pub struct OpenBpf {
+    /// Programs.
+    pub programs: Vec<u32>,
+    /// Maps.
+    pub maps: Vec<u32>,
+    /// Links.
+    pub links: Vec<u32>,
+    /// What the kernel says that the maps take.
+    pub map_bytes: u64,
+}
+
+impl OpenBpf {
+    /// Of this process, from /proc.
+    pub fn of(pid: u32) -> Outcome<Self> {
+        let mut open = Self::default();
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+            // A descriptor may have been closed meanwhile.
+            let Ok(text) = std::fs::read_to_string(entry?.path()) else { continue };
+            let field = |key: &str| common::proc::status_field(&text, key)?.parse::<u64>().ok();
+            if let Some(id) = field("link_id") {
+                open.links.push(id as u32);
+            } else if let Some(id) = field("map_id") {
+                open.maps.push(id as u32);
+                open.map_bytes += field("memlock").unwrap_or(0);
+            } else if let Some(id) = field("prog_id") {
+                open.programs.push(id as u32);
+            }
+        }
+        Ok(open)
+    }
+
+    /// How much of this is still there.
+    pub fn remaining(&self) -> usize {
+        let count = |own: &[u32], there: Vec<u32>| own.iter().filter(|id| there.contains(id)).count();
+        let get = [libbpf_sys::bpf_prog_get_next_id, libbpf_sys::bpf_map_get_next_id, libbpf_sys::bpf_link_get_next_id];
+        let [programs, maps, links] = get.map(ids);
+        count(&self.programs, programs) + count(&self.maps, maps) + count(&self.links, links)
+    }
 }
 
 /// A running program that is killed when dropped.
