@@ -106,7 +106,8 @@ impl Soaked {
     }
 
     fn look(&mut self) -> Outcome {
-        self.most = self.most.most(Usage::of(self.running.pid()).map_err(|_| format!("{} has ended", self.tool))?);
+        let ended = |_| format!("{} has ended: {:?}", self.tool, self.running.stderr());
+        self.most = self.most.most(Usage::of(self.running.pid()).map_err(ended)?);
         Ok(())
     }
 
@@ -220,9 +221,9 @@ fn all_tools_together_stay_as_they_are_and_leave_nothing() -> Outcome {
                 soaked.most = soaked.warm;
             }
         }
+        check!(work.process.0.try_wait()?.is_none(), "the workload has ended");
         all.iter_mut().try_for_each(Soaked::look)?;
     }
-    check!(work.process.0.try_wait()?.is_none(), "the workload has ended");
 
     // What they still have to say.
     let before: Vec<u64> = all.iter().map(|soaked| soaked.running.written()).collect();

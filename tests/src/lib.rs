@@ -264,6 +264,11 @@ impl Running {
         self.stdout.as_ref().map(Collected::now).unwrap_or_default()
     }
 
+    /// What it has said on stderr so far.
+    pub fn stderr(&self) -> String {
+        self.stderr.as_ref().map(Collected::now).unwrap_or_default()
+    }
+
     /// How many bytes it has written so far.
     pub fn written(&self) -> u64 {
         self.stdout.as_ref().map_or(0, |collected| collected.written.load(Ordering::Relaxed))
