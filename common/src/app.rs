@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::{ArgMatches, Command, error::ErrorKind};
 
 use crate::fault;
-use crate::out::warn;
+use crate::out::fail;
 use crate::schema::Record;
 use crate::text::Text;
 
@@ -63,7 +63,7 @@ pub fn main(entry: &Entry, args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(Unrun::Wrong(line)) => {
-            warn(line);
+            fail(line);
             return ExitCode::from(2);
         }
     };
@@ -72,7 +72,7 @@ pub fn main(entry: &Entry, args: impl Iterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             let status = fault::exit_status(&error);
             if status != 0 {
-                warn(format_args!("{}: {}", entry.name, Text::new(format!("{error:#}").into_bytes())));
+                fail(format_args!("{}: {}", entry.name, Text::new(format!("{error:#}").into_bytes())));
             }
             ExitCode::from(status)
         }

@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, execvp, fork, pipe2, read, write};
 
-use crate::out::warn;
+use crate::out::fail;
 use crate::proc;
 use crate::text::Text;
 
@@ -42,7 +42,7 @@ impl Child {
                 }
                 let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
                 let error = execvp(program, &argv).err().unwrap_or(Errno::UnknownErrno);
-                warn(format_args!("cannot run {}: {error}", Text::new(program.as_bytes())));
+                fail(format_args!("cannot run {}: {error}", Text::new(program.as_bytes())));
                 std::process::exit(127);
             }
             ForkResult::Parent { child } => {

@@ -38,6 +38,8 @@ pub struct Column {
     pub kind: Kind,
     /// Whether it is null where that is not known.
     pub nullable: bool,
+    /// Whether any number but 0 tells of a failure.
+    pub error: bool,
     /// What it means, for the documentation.
     pub doc: &'static str,
 }
@@ -45,12 +47,12 @@ pub struct Column {
 impl Column {
     /// A column of text.
     pub const fn left(key: &'static str, head: &'static str, width: usize, doc: &'static str) -> Self {
-        Self { key, head, width, align: Align::Left, kind: Kind::Text, nullable: false, doc }
+        Self { key, head, width, align: Align::Left, kind: Kind::Text, nullable: false, error: false, doc }
     }
 
     /// A column of numbers.
     pub const fn right(key: &'static str, head: &'static str, width: usize, doc: &'static str) -> Self {
-        Self { key, head, width, align: Align::Right, kind: Kind::Count, nullable: false, doc }
+        Self { key, head, width, align: Align::Right, kind: Kind::Count, nullable: false, error: false, doc }
     }
 
     /// The same, which holds something else than text on the left and a whole number on the right.
@@ -61,6 +63,11 @@ impl Column {
     /// The same, null where it is not known.
     pub const fn or_null(self) -> Self {
         Self { nullable: true, ..self }
+    }
+
+    /// The same, where any number but 0 is an error: its row stands out on a terminal.
+    pub const fn error(self) -> Self {
+        Self { error: true, ..self }
     }
 }
 
@@ -109,6 +116,15 @@ impl Cell<'_> {
             Self::Lines(lines) => write!(line, "{}", lines.join(";")),
             Self::Unknown => write!(line, "-"),
         };
+    }
+
+    /// Whether it is a number other than 0.
+    fn is_nonzero(&self) -> bool {
+        match self {
+            Self::Uint(value) => *value != 0,
+            Self::Int(value) | Self::Shown(_, value) => *value != 0,
+            _ => false,
+        }
     }
 
     fn json(&self, line: &mut Vec<u8>) {
@@ -160,8 +176,36 @@ pub struct Out {
     time: Option<TimeFormat>,
     /// The columns of the terminal on stdout.
     screen: Option<usize>,
+    colour: bool,
     pending: Vec<u8>,
     muted: bool,
+}
+
+/// How text stands out on a terminal; every change ends with [`PLAIN`].
+#[derive(Clone, Copy)]
+enum Accent {
+    Heading,
+    Warning,
+    Failure,
+}
+
+impl Accent {
+    fn start(self) -> &'static str {
+        match self {
+            Self::Heading => "\x1b[1m",
+            Self::Warning => "\x1b[33m",
+            Self::Failure => "\x1b[31m",
+        }
+    }
+}
+
+const PLAIN: &str = "\x1b[0m";
+
+/// Whether a terminal is to show colours: not where $NO_COLOR is set to anything (https://no-color.org), or $TERM says
+/// that it cannot.
+fn shows_colour(terminal: bool) -> bool {
+    let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    terminal && wanted && std::env::var_os("TERM").is_some_and(|term| term != "dumb")
 }
 
 fn screen_size(fd: libc::c_int) -> Option<libc::winsize> {
@@ -192,7 +236,8 @@ impl Out {
     pub fn new(output: Output) -> Self {
         let format = output.format();
         let screen = if format == Format::Text { columns_of(libc::STDOUT_FILENO) } else { None };
-        Self { format, time: output.time, screen, pending: Vec::with_capacity(8 << 10), muted: false }
+        let colour = shows_colour(format == Format::Text && io::stdout().is_terminal());
+        Self { format, time: output.time, screen, colour, pending: Vec::with_capacity(8 << 10), muted: false }
     }
 
     /// The time of what follows, for people: what every summary begins with where times are asked for.
@@ -294,11 +339,39 @@ impl Out {
             warn(format_args!("lost: {}", lost.phrases().join(", ")));
         }
     }
+
+    /// Add a line that was laid out, with its line break, the way it is to stand out.
+    fn line(&mut self, line: &mut Vec<u8>, accent: Option<Accent>) {
+        match accent.filter(|_| self.colour) {
+            Some(accent) => {
+                line.pop();
+                self.text(accent.start());
+                self.pending.append(line);
+                self.text(PLAIN);
+                self.text("\n");
+            }
+            None => self.pending.append(line),
+        }
+    }
 }
 
-/// Say a line on stderr. Nobody may be left to read it, and that is no reason to stop.
+/// Say a line on stderr that what is reported is to be read with care. Nobody may be left to read it, and that is no
+/// reason to stop.
 pub fn warn(line: impl Display) {
-    let _ = writeln!(io::stderr(), "{line}");
+    say(line, Accent::Warning);
+}
+
+/// Say on stderr, in one line, why the tool ends.
+pub fn fail(line: impl Display) {
+    say(line, Accent::Failure);
+}
+
+fn say(line: impl Display, accent: Accent) {
+    let mut stderr = io::stderr();
+    let _ = match shows_colour(stderr.is_terminal()) {
+        true => writeln!(stderr, "{}{line}{PLAIN}", accent.start()),
+        false => writeln!(stderr, "{line}"),
+    };
 }
 
 /// Rows that stream: aligned columns without knowing what comes next.
@@ -332,7 +405,7 @@ impl Rows {
                 }
                 let heads: Vec<Cell<'_>> = self.columns.iter().map(|(column, _)| Cell::Str(column.head)).collect();
                 self.text_line(&heads, out);
-                out.pending.append(&mut self.line);
+                out.line(&mut self.line, Some(Accent::Heading));
             }
         }
     }
@@ -352,7 +425,9 @@ impl Rows {
         match out.format {
             Format::Text => {
                 self.text_line(cells, out);
-                out.pending.append(&mut self.line);
+                let failed =
+                    self.columns.iter().zip(cells).any(|((column, _), cell)| column.error && cell.is_nonzero());
+                out.line(&mut self.line, failed.then_some(Accent::Failure));
             }
             Format::Json => {
                 out.schema();
@@ -525,6 +600,22 @@ mod tests {
         let table: Value = serde_json::from_slice(&out.pending).unwrap();
         assert_eq!(table["time_unix_ns"], 7);
         assert_eq!(table["rows"][1], json!({"pid": 42, "comm": "cat", "size_bytes": null, "path": "/a"}));
+    }
+
+    #[test]
+    fn failures_stand_out() {
+        const FAILING: &[Column] = &[Column::right("errno", "ERR", 3, "error").error(), COLUMNS[3]];
+        let (mut out, mut rows) = (Out::new(Output::default()), Rows::new(FAILING, |_| true));
+        for colour in [false, true] {
+            out.colour = colour;
+            rows.repeat_header();
+            for errno in [0, 2] {
+                rows.row(&mut out, &[Cell::Uint(errno), Cell::Str("/a")]).unwrap();
+            }
+        }
+        let text = String::from_utf8(std::mem::take(&mut out.pending)).unwrap();
+        let coloured = "\x1b[1mERR PATH\x1b[0m\n  0 /a\n\x1b[31m  2 /a\x1b[0m\n";
+        assert_eq!(text, format!("ERR PATH\n  0 /a\n  2 /a\n{coloured}"));
     }
 
     #[test]

@@ -10,6 +10,9 @@ use crate::roff::{body, escape, filled};
 const EXIT_STATUS: &str = "| status | meaning |\n|---|---|\n| 0 | it ended as asked, by a signal, or because nobody reads its output any more |\n\
     | 1 | it failed |\n| 2 | the command line is wrong |\n| 3 | this kernel, or the caller's privileges, cannot do it |\n";
 
+const ENVIRONMENT: &str = "| variable | meaning |\n|---|---|\n| NO_COLOR | where it is set to anything, a terminal is shown no colours |\n\
+    | TERM | `dumb`, or none at all: the same |\n";
+
 /// The man page of a command. `prose` is its page; `date` stands at the foot.
 pub fn page(command: &Command, prose: &str, date: &str) -> String {
     let mut command = command.clone();
@@ -56,6 +59,8 @@ pub fn page(command: &Command, prose: &str, date: &str) -> String {
     out.push_str(&body(rest));
     out.push_str(".SH EXIT STATUS\n");
     out.push_str(&body(&blocks(EXIT_STATUS)));
+    out.push_str(".SH ENVIRONMENT\n");
+    out.push_str(&body(&blocks(ENVIRONMENT)));
     out.push_str(".SH SEE ALSO\n");
     out.push_str(&filled(&see_also(&name, prose)));
     out

@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::os::fd::FromRawFd;
+use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,7 +13,8 @@ use serde_json::Value;
 use tests::pprof::{self, Profile};
 use tests::svg::{self, Frame};
 use tests::{
-    Finished, Guard, Outcome, Stop, Tool, binary, check, check_eq, is_emulated, live_tests, wait_until, workload,
+    Finished, Guard, Outcome, Stop, Terminal, Tool, binary, check, check_eq, is_emulated, live_tests, wait_until,
+    workload,
 };
 
 use crate::profile::{functions, stacks};
@@ -292,24 +292,9 @@ fn a_file_that_cannot_be_written_is_one_line() -> Outcome {
 
 /// Run a tool with a terminal as its stderr, and what came out there.
 fn on_a_terminal(tool: &str, args: &[&str], stdout: Stdio) -> Outcome<String> {
-    let (mut ours, mut theirs) = (0, 0);
-    let none = std::ptr::null_mut();
-    // SAFETY: two integers to be filled, and no name, settings or size.
-    if unsafe { libc::openpty(&raw mut ours, &raw mut theirs, none, none.cast(), none.cast()) } != 0 {
-        return Err(Stop::Skip("there are no terminals".into()));
-    }
-    // SAFETY: descriptors that were just opened, each owned once from here on.
-    let (mut ours, theirs) = unsafe { (File::from_raw_fd(ours), File::from_raw_fd(theirs)) };
-    let mut child = Command::new(binary(tool)).args(args).stdout(stdout).stderr(theirs).spawn()?;
-    let mut text = Vec::new();
-    let mut chunk = [0; 4096];
-    // Once nobody has the other end, reading fails.
-    while let Ok(size @ 1..) = ours.read(&mut chunk) {
-        text.extend_from_slice(&chunk[..size]);
-    }
-    let status = child.wait()?;
-    let text = String::from_utf8_lossy(&text).into_owned();
-    if status.code() == Some(3) { Err(Stop::Skip(text)) } else { Ok(text) }
+    let terminal = Terminal::open()?;
+    let child = Command::new(binary(tool)).args(args).stdout(stdout).stderr(terminal.side()?).spawn()?;
+    terminal.shown_by(child)
 }
 
 fn progress_is_shown_on_a_terminal() -> Outcome {
@@ -363,10 +348,6 @@ fn time_to_picture() -> Outcome<Duration> {
     // Five seconds of their CPU time, in hundredths, however busy the machine is.
     let begun = pids.iter().map(|pid| ticks(pid)).sum::<u64>();
     wait_until(|| pids.iter().map(|pid| ticks(pid)).sum::<u64>() >= begun + 500)?;
-    // Twenty programs that never rest would share two CPUs with the tool, and the time measured be mostly theirs.
-    for program in &programs {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(program.pid() as i32), Signal::SIGSTOP)?;
-    }
     let begin = Instant::now();
     running.signal(Signal::SIGINT)?;
     let finished: Finished = running.wait()?;

@@ -5,14 +5,14 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::app::Entry;
 use common::schema::{self, Field, Kind, Record};
 use serde_json::{Map, Value};
 use tests::disk::Disk;
-use tests::{Finished, Guard, Outcome, Stop, Tool, check, check_eq, live_tests, workload};
+use tests::{Finished, Guard, Outcome, Stop, Terminal, Tool, binary, check, check_eq, live_tests, workload};
 use tools::TOOLS;
 
 live_tests! {
@@ -20,6 +20,7 @@ live_tests! {
     times_are_shown_as_asked,
     percentiles_are_those_asked_for,
     cumulative_summaries_only_grow,
+    colours_are_for_terminals_that_want_them,
 }
 
 /// A name that would start a line, end a field, colour the terminal and turn the text around.
@@ -208,5 +209,38 @@ fn cumulative_summaries_only_grow() -> Outcome {
         return Err(Stop::Fail(format!("{} summaries of 4", all.len())));
     }
     check!(all.is_sorted() && all[3] > all[0], "{all:?}");
+    Ok(())
+}
+
+fn colours_are_for_terminals_that_want_them() -> Outcome {
+    // Opens one file that is there and one that is not, whose name would be green.
+    let opens = "while :; do : < /dev/null; : < $'/nowhere/\\e[32mx'; sleep 0.02; done 2>/dev/null";
+    let process = Guard(Command::new("bash").args(["-c", opens]).spawn()?);
+    let shown = |variables: &[(&str, &str)]| -> Outcome<String> {
+        let terminal = Terminal::open()?;
+        let child = Command::new(binary("opensnoop"))
+            .args(["-d", "0.3", "-p", &process.pid().to_string()])
+            .env("TERM", "xterm")
+            .env_remove("NO_COLOR")
+            .envs(variables.iter().copied())
+            .stdout(terminal.side()?)
+            .stderr(Stdio::null())
+            .spawn()?;
+        terminal.shown_by(child)
+    };
+    let text = shown(&[])?;
+    let rows = |path: &str| text.lines().filter(|line| line.contains(path)).collect::<Vec<_>>();
+    check!(text.starts_with("\x1b[1mPID "), "{text:?}");
+    let (good, bad) = (rows("/dev/null"), rows("/nowhere/"));
+    check!(!good.is_empty() && good.iter().all(|row| !row.contains('\x1b')), "{text:?}");
+    check!(
+        !bad.is_empty() && bad.iter().all(|row| row.starts_with("\x1b[31m") && row.ends_with("x\x1b[0m")),
+        "{text:?}"
+    );
+    check!(!text.contains("\x1b[32m"), "a name colours the terminal: {text:?}");
+    for variables in [[("NO_COLOR", "1")], [("TERM", "dumb")]] {
+        let text = shown(&variables)?;
+        check!(text.contains("/nowhere/") && !text.contains('\x1b'), "{variables:?}: {text:?}");
+    }
     Ok(())
 }

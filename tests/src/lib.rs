@@ -8,8 +8,9 @@ pub mod svg;
 
 use std::ffi::OsString;
 use std::fmt::Display;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
@@ -89,7 +90,7 @@ pub fn live(name: impl Into<String>, test: impl Fn() -> Outcome + Send + 'static
             outcome = test();
         }
         if let Some(path) = std::env::var_os("CORESCOPE_TIMES") {
-            let mut times = std::fs::File::options().append(true).create(true).open(path)?;
+            let mut times = File::options().append(true).create(true).open(path)?;
             writeln!(times, "{:.1} {name}", begin.elapsed().as_secs_f64())?;
         }
         match outcome {
@@ -179,7 +180,7 @@ impl Tool {
         let running = self.spawn()?;
         drop(writer);
         let mut line = String::new();
-        std::fs::File::from(ready).read_to_string(&mut line).ok();
+        File::from(ready).read_to_string(&mut line).ok();
         if line.is_empty() {
             return Err(running.wait()?.why());
         }
@@ -224,6 +225,46 @@ impl Tool {
         let stdout = collect(Box::new(child.stdout.take().ok_or("no stdout")?));
         let stderr = collect(Box::new(child.stderr.take().ok_or("no stderr")?));
         Ok(Running { child: Some(child), stdout: Some(stdout), stderr: Some(stderr) })
+    }
+}
+
+/// A terminal for a program to write on.
+pub struct Terminal {
+    ours: File,
+    theirs: File,
+}
+
+impl Terminal {
+    /// A new one.
+    pub fn open() -> Outcome<Self> {
+        let (mut ours, mut theirs) = (0, 0);
+        let none = std::ptr::null_mut();
+        // SAFETY: two integers to be filled, and no name, settings or size.
+        if unsafe { libc::openpty(&raw mut ours, &raw mut theirs, none, none.cast(), none.cast()) } != 0 {
+            return Err(Stop::Skip("there are no terminals".into()));
+        }
+        // SAFETY: descriptors that were just opened, each owned once from here on.
+        Ok(unsafe { Self { ours: File::from_raw_fd(ours), theirs: File::from_raw_fd(theirs) } })
+    }
+
+    /// The program's side.
+    pub fn side(&self) -> Outcome<Stdio> {
+        Ok(self.theirs.try_clone()?.into())
+    }
+
+    /// What is shown until the program ends.
+    pub fn shown_by(self, mut child: Child) -> Outcome<String> {
+        let Self { mut ours, theirs } = self;
+        drop(theirs);
+        let mut text = Vec::new();
+        let mut chunk = [0; 4096];
+        // Once nobody has the other end, reading fails.
+        while let Ok(size @ 1..) = ours.read(&mut chunk) {
+            text.extend_from_slice(&chunk[..size]);
+        }
+        let status = child.wait()?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        if status.code() == Some(3) { Err(Stop::Skip(text)) } else { Ok(text) }
     }
 }
 

@@ -80,7 +80,7 @@ const COLUMNS: &[Column] = &[
     Column::left("tid", "TID", 6, "thread that made the call").of(Kind::Count),
     Column::left("ppid", "PPID", 6, "parent process").of(Kind::Count),
     Column::left("parent_comm", "PARENT", 16, "name of the parent process"),
-    Column::right("ret", "RET", 3, "0, or the error number negated").of(Kind::Int),
+    Column::right("ret", "RET", 3, "0, or the error number negated").of(Kind::Int).error(),
     Column::left("filename", "FILENAME", 0, "path that was executed, as given"),
     Column::left("argv", "ARGV", 0, "arguments; of a script those of its interpreter").of(Kind::Texts),
     Column::right("truncated", "CUT", 0, "whether arguments are missing because they did not fit or could not be read").of(Kind::Bool),

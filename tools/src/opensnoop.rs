@@ -84,7 +84,7 @@ const COLUMNS: &[Column] = &[
     Column::left("tid", "TID", 6, "thread that opened").of(Kind::Count),
     Column::left("comm", "COMM", 16, "name of the thread that opened"),
     Column::right("fd", "FD", 3, "descriptor returned, or -1").of(Kind::Int),
-    Column::right("errno", "ERR", 3, "error number, or 0").of(Kind::Int),
+    Column::right("errno", "ERR", 3, "error number, or 0").of(Kind::Int).error(),
     Column::left("flags", "FLAGS", 8, "flags of the open, octal").of(Kind::Count),
     Column::left("mode", "MODE", 5, "mode of a file that may be created, octal").of(Kind::Count),
     Column::left("path", "PATH", 0, "path as given, or in full with -F"),
