@@ -82,9 +82,9 @@ fn total(stacks: &Folded) -> u64 {
 
 /// Counts as parts of their sum.
 fn normalize(stacks: &mut Folded) {
-    let sum = total(stacks).max(1);
+    let sum = stacks.iter().map(|(_, count)| u128::from(*count)).sum::<u128>().max(1);
     for (_, count) in stacks {
-        *count = ((u128::from(*count) * u128::from(WHOLE) + u128::from(sum / 2)) / u128::from(sum)) as u64;
+        *count = ((u128::from(*count) * u128::from(WHOLE) + sum / 2) / sum) as u64;
     }
 }
 
