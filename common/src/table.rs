@@ -1,5 +1,6 @@
 //! BPF hash maps as tables: all entries at once.
 
+use std::ffi::c_void;
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result};
@@ -15,19 +16,44 @@ const BATCH: usize = 1024;
 /// # Errors
 /// When the kernel does not let the map be read.
 pub fn read<K: Plain + Default, V: Plain + Default>(map: &impl MapCore) -> Result<Vec<(K, V)>> {
-    let entries = read_bytes(map)?;
-    Ok(entries.iter().filter_map(|(key, value)| Some((from_bytes(key)?, from_bytes(value)?))).collect())
+    Ok(decode(&read_bytes(map)?))
 }
 
-/// The same as the bytes of key and value.
+/// Take all entries out of a hash map to which nothing is added meanwhile.
 ///
-/// By batches (5.6). Not libbpf-rs's iterator, which takes a batch that is not full for the last: the kernel ends one
-/// wherever the next bucket of the table would not fit whole (`__htab_map_lookup_and_delete_batch()` of
-/// kernel/bpf/hashtab.c), and says ENOENT only at the end.
+/// # Errors
+/// When the kernel does not let the map be read.
+pub fn take<K: Plain + Default, V: Plain + Default>(map: &impl MapCore) -> Result<Vec<(K, V)>> {
+    Ok(decode(&by_batches(map, libbpf_sys::bpf_map_lookup_and_delete_batch)?))
+}
+
+fn decode<K: Plain + Default, V: Plain + Default>(entries: &[(Vec<u8>, Vec<u8>)]) -> Vec<(K, V)> {
+    entries.iter().filter_map(|(key, value)| Some((from_bytes(key)?, from_bytes(value)?))).collect()
+}
+
+/// All entries as the bytes of key and value.
 ///
 /// # Errors
 /// When the kernel does not let the map be read.
 pub fn read_bytes(map: &impl MapCore) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    by_batches(map, libbpf_sys::bpf_map_lookup_batch)
+}
+
+/// One of libbpf's functions for batches: map, where to go on, where the next goes on, keys, values, how many, options.
+type Batch = unsafe extern "C" fn(
+    i32,
+    *mut c_void,
+    *mut c_void,
+    *mut c_void,
+    *mut c_void,
+    *mut u32,
+    *const libbpf_sys::bpf_map_batch_opts,
+) -> i32;
+
+/// By batches (5.6). Not libbpf-rs's iterator, which takes a batch that is not full for the last: the kernel ends one
+/// wherever the next bucket of the table would not fit whole (`__htab_map_lookup_and_delete_batch()` of
+/// kernel/bpf/hashtab.c), and says ENOENT only at the end.
+fn by_batches(map: &impl MapCore, next_batch: Batch) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let (key_size, value_size) = (map.key_size() as usize, map.value_size() as usize);
     let mut entries = Vec::new();
     let mut batch = BATCH;
@@ -44,7 +70,7 @@ pub fn read_bytes(map: &impl MapCore) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let from = if is_first { std::ptr::null_mut() } else { at.as_mut_ptr() };
         // SAFETY: the buffers have room for `count` keys and values, and for a position, as the call expects.
         let status = unsafe {
-            libbpf_sys::bpf_map_lookup_batch(
+            next_batch(
                 map.as_fd().as_raw_fd(),
                 from.cast(),
                 next.as_mut_ptr().cast(),

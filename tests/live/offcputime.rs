@@ -105,7 +105,7 @@ fn sleeps_with_early_stacks() -> Outcome {
 
 /// Run the tool on a process whose switches the kernel counts: how many the tool counted, and how many there were.
 fn observe_switches(args: &str) -> Outcome<(u64, Finished, u64)> {
-    let mut waits = Waits::start(1, Duration::from_millis(1000))?;
+    let mut waits = Waits::start(1, Duration::from_millis(if is_emulated() { 3000 } else { 1000 }))?;
     let _other = Guard::workload("spin", &["1", "60"])?;
     let tool = Tool::new("offcputime").args(&format!("--json -m 0 -p {} {args}", waits.pid())).start()?;
     let before = waits.switches()?;

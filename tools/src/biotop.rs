@@ -14,10 +14,10 @@ use common::cli::{self, Format, Interval, Output, Tool};
 use common::disk::{self, Disk};
 use common::load::{Hook, Loader, hook, way};
 use common::out::{self, Cell, Column, Out, Rows};
-use common::session::{Report, Run, decode};
+use common::session::{Report, Run};
 use common::target::Target;
 use common::text::Text;
-use common::{proc, time};
+use common::{proc, table, time};
 use libbpf_rs::{MapCore, MapFlags};
 
 /// Show which processes do block I/O: on which disk, how much, and how long it takes
@@ -159,11 +159,8 @@ impl View<'_> {
         let next = next.as_fd().as_raw_fd().to_ne_bytes();
         maps.biotop_current.update(&0u32.to_ne_bytes(), &next, MapFlags::ANY).context("cannot change the tables")?;
         self.odd = !self.odd;
-        let entries = former.lookup_and_delete_batch(1024, MapFlags::ANY, MapFlags::ANY);
-        let mut totals: Vec<Total> = entries
-            .context("cannot read the table")?
-            .filter_map(|(key, value)| Some(Total { key: decode(&key)?.0, value: decode(&value)?.0 }))
-            .collect();
+        let mut totals: Vec<Total> =
+            table::take(former)?.into_iter().map(|(key, value)| Total { key, value }).collect();
         totals.sort_by_key(|total| Reverse(total.rank(self.sort)));
         Ok(totals)
     }
@@ -258,6 +255,7 @@ mod tests {
 
     use super::*;
     use crate::events;
+    use common::session::decode;
 
     proptest! {
         #[test]
