@@ -251,11 +251,11 @@ pub fn run(args: Args) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use common::session::decode;
     use proptest::prelude::*;
 
     use super::*;
     use crate::events;
-    use common::session::decode;
 
     proptest! {
         #[test]
