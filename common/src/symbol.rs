@@ -399,7 +399,7 @@ impl Symbols {
                 continue;
             };
             let offset = symbol.offset as u64;
-            if matches!(source, Source::Kernel(_)) && offset > KERNEL_FUNCTION_MAX {
+            if symbol.name.is_empty() || matches!(source, Source::Kernel(_)) && offset > KERNEL_FUNCTION_MAX {
                 continue;
             }
             self.names.insert(place(*address), Some(Symbol { name: symbol.name.into(), offset }));
@@ -484,7 +484,8 @@ fn parse_perf_map_line(line: &[u8]) -> Option<(u64, u64, String)> {
         let field = fields.next()?;
         u64::from_str_radix(field.strip_prefix("0x").unwrap_or(field), 16).ok()
     };
-    Some((hex()?, hex()?, fields.next()?.trim().to_owned()))
+    let (start, size, name) = (hex()?, hex()?, fields.next()?.trim());
+    (!name.is_empty()).then(|| (start, size, name.to_owned()))
 }
 
 #[cfg(test)]
@@ -524,6 +525,31 @@ mod tests {
             read_perf_map(&text[..], &addresses, |address, symbol| {
                 assert!(addresses.contains(&address) && symbol.offset <= address && !symbol.name.contains('\n'));
             });
+        }
+    }
+
+    const FILES: &[&[u8]] = &[include_bytes!("../corpus/library.elf")];
+
+    proptest! {
+        /// What blazesym makes of files that a traced process made.
+        #[test]
+        fn any_file_has_names_or_none(bytes in damaged(FILES), any: u64) {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), &bytes).unwrap();
+            let mut symbols = Symbols::default();
+            let mapping = Mapping {
+                start: 0x1000,
+                end: 0x2000,
+                offset: 0,
+                backing: Backing::File { id: (1, 1), path: file.path().as_os_str().as_bytes().into(), base: 0x1000 },
+            };
+            symbols.files.open(std::process::id(), &mapping);
+            symbols.images.insert((1, 1), Image { mappings: vec![mapping], ..Image::default() });
+            let addresses = [0x1000, 0x12f0, 0x1300, 0x1340, 0x1fff, any].map(|address| (Some((1, 1)), address));
+            symbols.resolve(addresses.into_iter());
+            for (space, address) in addresses {
+                prop_assert!(symbols.symbol(space, address).is_none_or(|symbol| !symbol.name.is_empty()));
+            }
         }
     }
 
@@ -597,5 +623,6 @@ mod tests {
         assert_eq!(parse_perf_map_line(b"7f00 20 a::b (int)"), Some((0x7f00, 0x20, "a::b (int)".into())));
         assert_eq!(parse_perf_map_line(b"0x10 0x2 f"), Some((0x10, 2, "f".into())));
         assert_eq!(parse_perf_map_line(b"junk"), None);
+        assert_eq!(parse_perf_map_line(b"10 2 "), None);
     }
 }
