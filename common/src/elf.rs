@@ -95,6 +95,20 @@ fn find<'data, T: Copy, O: Object<'data>>(file: &O, wanted: impl Fn(&str) -> Opt
     Ok(functions)
 }
 
+/// Whether the segments of the file at `path` can be: blazesym, which it is handed to for its names, adds up what they say.
+pub fn is_sound(path: &Path) -> bool {
+    proc::open_regular(path).is_ok_and(|file| has_sound_segments(&ReadCache::new(file)))
+}
+
+fn has_sound_segments<'data>(bytes: impl ReadRef<'data>) -> bool {
+    let sound = |segment: object::Segment<'data, '_, _>| {
+        let (offset, size) = segment.file_range();
+        let end = |start: u64, size: u64| start.checked_add(size).is_some();
+        end(offset, size) && end(segment.address(), size) && end(segment.address(), segment.size())
+    };
+    object::File::parse(bytes).is_ok_and(|file| file.segments().all(sound))
+}
+
 /// The build id of the file at `path`, if it is an ELF file that has one.
 pub fn build_id(path: &Path) -> Option<Vec<u8>> {
     read_build_id(&ReadCache::new(proc::open_regular(path).ok()?))
@@ -127,6 +141,17 @@ mod tests {
 
     fn allocator(name: &str) -> Option<usize> {
         NAMES.iter().position(|known| *known == name)
+    }
+
+    #[test]
+    fn segments_beyond_the_last_byte_are_not_sound() {
+        assert!(has_sound_segments(FILES[0]) && !has_sound_segments(&b"no file of this kind"[..]));
+        // Of the first program header, which follows the head of the file: offset, address.
+        for field in [8, 16] {
+            let mut bytes = FILES[0].to_vec();
+            bytes[64 + field..64 + field + 8].copy_from_slice(&(u64::MAX - 1).to_ne_bytes());
+            assert!(!has_sound_segments(&bytes[..]), "{field}");
+        }
     }
 
     /// Numbers that tables of such files should not hold, and some that they may.

@@ -355,7 +355,7 @@ impl Symbols {
         for (file, offsets) in files {
             let path = self.files.opened[file].path();
             // Of a file that was not kept open there may be anything by now.
-            if !path.is_file() {
+            if !elf::is_sound(&path) {
                 continue;
             }
             let elf = Elf { debug_syms: false, ..Elf::new(path) };
