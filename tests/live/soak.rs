@@ -45,7 +45,7 @@ const TOOLS: &[(&str, &str, Bounds)] = &[
     ("opensnoop", "--json", LEAN),
     ("profile", "--json", STACKS),
     // Of each process that ever was it keeps what was counted, in a table of 65536 cells.
-    ("runqlat", "--json -P 1", Bounds { resident: 24 << 10, growth: 12 << 10, ..LEAN }),
+    ("runqlat", "--json -P 1", Bounds { resident: 40 << 10, growth: 32 << 10, ..LEAN }),
     ("tcplife", "--json", LEAN),
 ];
 
