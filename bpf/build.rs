@@ -33,7 +33,7 @@ fn prerequisites(depfile: &Path) -> Option<Vec<PathBuf>> {
 }
 
 fn crate_dir() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default())
 }
 
 impl Build {

@@ -1,10 +1,10 @@
 //! Compile the C workloads: one program for each file of `workloads/`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::{env, fs};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let source_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("workloads");
+    let source_dir = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("workloads");
     let out_dir = PathBuf::from(env::var("OUT_DIR")?);
     println!("cargo:rerun-if-changed={}", source_dir.display());
     println!("cargo:rustc-env=WORKLOADS={}", out_dir.display());

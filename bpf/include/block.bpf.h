@@ -148,6 +148,7 @@ static __always_inline struct block_state *block_find(struct request *rq)
 	return bpf_map_lookup_elem(&block_requests, &key);
 }
 
+/* Without room for its state it is not counted as lost: the caller knows whether it comes here again. */
 static __always_inline struct block_state *block_make(struct request *rq)
 {
 	struct block_state *state = block_find(rq), zero = {};
@@ -157,8 +158,6 @@ static __always_inline struct block_state *block_make(struct request *rq)
 		bpf_map_update_elem(&block_requests, &key, &zero, BPF_NOEXIST);
 		state = block_find(rq);
 	}
-	if (!state)
-		count_lost(LOST_STATE);
 	return state;
 }
 
@@ -249,6 +248,8 @@ static __always_inline void block_started(const bool typed, struct request *rq)
 	state = block_make(rq);
 	if (state)
 		block_own(state, FIELD(rq, bio));
+	else
+		count_lost(LOST_STATE);
 }
 
 /* At block_rq_insert: it is new unless it comes back. */
@@ -273,9 +274,14 @@ static __always_inline void block_issued(const bool typed, struct request *rq)
 
 	if (block_disk && block_disk_of(typed, rq) != block_disk)
 		return;
-	state = block_make(rq);
-	if (!state)
+	/* Of a request whose owner nobody saw, its time is of no use: it is counted as lost, or was made before we
+	 * began. */
+	state = block_owner == BLOCK_AT_START ? block_find(rq) : block_make(rq);
+	if (!state) {
+		if (block_owner != BLOCK_AT_START)
+			count_lost(LOST_STATE);
 		return;
+	}
 	if (state->requeued) {
 		state->requeued = 0;
 		return;

@@ -89,7 +89,7 @@ enum lost_reason {
 	LOST_EVENT,   /* the event buffer had no room */
 	LOST_STATE,   /* a map of in-flight operations was full */
 	LOST_KEY,     /* an aggregation map was full */
-	LOST_STACK,   /* a stack could not be walked or stored */
+	LOST_STACK,   /* a stack could not be walked or stored, or its frames found no room in the event buffer */
 	LOST_STRING,  /* a string did not fit or could not be read in full */
 	LOST_SCRATCH, /* every scratch buffer of this CPU was in use */
 	LOST_CLOCK,   /* the end was stamped before the beginning */

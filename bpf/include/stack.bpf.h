@@ -118,7 +118,10 @@ static __always_inline u64 stack_intern(void *ctx, struct stack_walk *record, u3
 		return id;
 	now = record->head.space && stack_space_is_new(&record->head);
 	size = sizeof(record->head) + (record->head.frames * sizeof(u64) & (sizeof(record->ips) - 1));
-	if (!stream_send_and(ctx, record, size, now) && seen)
+	/* No event is lost with its frames: the stack is sent again when it is met again. */
+	if (stream_try(ctx, record, size, now))
+		count_lost(LOST_STACK);
+	else if (seen)
 		seen->sent = 1;
 	return id;
 }

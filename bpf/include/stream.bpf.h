@@ -17,22 +17,25 @@ struct {
 	__uint(max_entries, 1 << 20);
 } events SEC(".maps");
 
-/* Send `size` bytes, and wake the reader at once where `now`; counts the event as lost and returns an error when there
- * is no room. */
+/* Send `size` bytes, and wake the reader at once where `now`; an error when there is no room, which is not counted. */
+static __always_inline long stream_try(void *ctx, void *data, u64 size, bool now)
+{
+	u64 unread;
+	bool crosses;
+
+	if (stream_perf)
+		return bpf_perf_event_output(ctx, &events, BPF_F_CURRENT_CPU, data, size);
+	unread = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
+	/* Only the event that crosses the mark wakes: one wakeup for half a ring, not one for each event above. */
+	crosses = unread < stream_wakeup_bytes && unread + size + 8 >= stream_wakeup_bytes;
+	return bpf_ringbuf_output(&events, data, size, now || crosses ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+}
+
+/* The same for an event, which counts as lost where there is no room. */
 static __always_inline long stream_send_and(void *ctx, void *data, u64 size, bool now)
 {
-	long err;
+	long err = stream_try(ctx, data, size, now);
 
-	if (stream_perf) {
-		err = bpf_perf_event_output(ctx, &events, BPF_F_CURRENT_CPU, data, size);
-	} else {
-		u64 unread = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
-		/* Only the event that crosses the mark wakes: one wakeup for half a ring, not one for each event above.
-		 */
-		bool crosses = unread < stream_wakeup_bytes && unread + size + 8 >= stream_wakeup_bytes;
-
-		err = bpf_ringbuf_output(&events, data, size, now || crosses ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
-	}
 	if (err)
 		count_lost(LOST_EVENT);
 	return err;

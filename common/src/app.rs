@@ -32,18 +32,38 @@ pub fn tool() -> &'static str {
     TOOL.get().copied().unwrap_or_default()
 }
 
+/// A command line that asks for nothing to be run.
+#[derive(Debug)]
+pub enum Unrun {
+    /// It asks for help or the version: what to say on stdout.
+    Help(String),
+    /// It is wrong: the line on stderr.
+    Wrong(String),
+}
+
+/// Parse `args`, the program's name first.
+///
+/// # Errors
+/// What to say instead of running it.
+pub fn parse(entry: &Entry, args: impl IntoIterator<Item = OsString>) -> Result<ArgMatches, Unrun> {
+    (entry.command)().try_get_matches_from(args).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Unrun::Help(error.to_string()),
+        _ => Unrun::Wrong(format!("{}: {} (see {0} --help)", entry.name, one_line(&error.to_string()))),
+    })
+}
+
 /// Parse `args` (the program's name first) and run the tool; every error becomes one line on stderr.
 pub fn main(entry: &Entry, args: impl Iterator<Item = OsString>) -> ExitCode {
     TOOL.get_or_init(|| entry.name);
-    let matches = match (entry.command)().try_get_matches_from(args) {
+    let matches = match parse(entry, args) {
         Ok(matches) => matches,
-        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+        Err(Unrun::Help(text)) => {
             // Nobody is left to tell when stdout is closed.
-            let _ = write!(std::io::stdout(), "{error}");
+            let _ = write!(std::io::stdout(), "{text}");
             return ExitCode::SUCCESS;
         }
-        Err(error) => {
-            fail(format_args!("{}: {} (see {0} --help)", entry.name, one_line(&error.to_string())));
+        Err(Unrun::Wrong(line)) => {
+            fail(line);
             return ExitCode::from(2);
         }
     };

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::fault::unsupported;
 use crate::glob::Glob;
 use crate::kernel::Btf;
+use crate::proc;
 
 /// PROC_CGROUP_INIT_INO of include/linux/proc_ns.h: the cgroup namespace in which levels are counted from the top.
 const INITIAL_NAMESPACE: u64 = 0xefff_fffb;
@@ -112,8 +113,7 @@ fn keep_outermost(paths: &mut Vec<PathBuf>) {
 }
 
 fn mountinfo() -> Result<String> {
-    let bytes = fs::read("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    proc::text("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")
 }
 
 /// A mounted cgroup hierarchy.
@@ -131,17 +131,13 @@ struct Mount {
 impl Mount {
     /// A line of /proc/self/mountinfo (proc_pid_mountinfo(5)) that is about a cgroup hierarchy.
     fn parse(line: &str) -> Option<Self> {
-        let (before, after) = line.split_once(" - ")?;
-        let mut before = before.split(' ').skip(2);
-        let device = before.next()?.to_owned();
-        let (root, point) = (unescape(before.next()?), unescape(before.next()?));
-        let mut after = after.split(' ');
-        let controllers = match after.next()? {
+        let mount = proc::Mount::parse(line.as_bytes())?;
+        let controllers = match mount.kind.as_str() {
             "cgroup2" => None,
-            "cgroup" => Some(after.nth(1)?.split(',').map(str::to_owned).collect()),
+            "cgroup" => Some(mount.options.split(',').map(str::to_owned).collect()),
             _ => return None,
         };
-        Some(Self { device, point: point.into(), root: root.into(), controllers })
+        Some(Self { device: mount.device, point: mount.point, root: mount.root, controllers })
     }
 
     /// The innermost cgroup mount that holds `path`.
@@ -287,13 +283,6 @@ fn hierarchies(mountinfo: &str) -> Vec<Mount> {
 /// Whether the caller is in a cgroup namespace of its own.
 fn in_namespace() -> bool {
     fs::metadata("/proc/self/ns/cgroup").is_ok_and(|meta| meta.ino() != INITIAL_NAMESPACE)
-}
-
-/// Undo the octal escapes of mountinfo.
-fn unescape(field: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(field.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 /// The index of the first of these v1 controllers that the kernel's `enum cgroup_subsys_id` names.

@@ -33,6 +33,9 @@ pub struct Tool {
     /// Which buffer carries events
     #[arg(long, hide = true, default_value = "auto")]
     pub transport: Transport,
+    /// Give a map another size, to overrun it in a test
+    #[arg(long, hide = true, value_name = "MAP=ENTRIES", value_parser = map_entries)]
+    pub map_entries: Vec<(String, u32)>,
     /// Do not run: load, or load and attach, say as JSON what was chosen, and end
     #[arg(long, hide = true, value_name = "STEP")]
     pub plan: Option<Step>,
@@ -133,7 +136,8 @@ impl From<&Interval> for Run {
 /// Parse a positive number of seconds, fractions allowed, of at most a year.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
-        Ok(seconds) if seconds > 0.0 && seconds <= SECONDS_MAX => Ok(Duration::from_secs_f64(seconds)),
+        // Less than a nanosecond would be none, and a timer of no time never rings.
+        Ok(seconds) if (1e-9..=SECONDS_MAX).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
         Ok(_) => Err(format!("must be more than 0 and at most {SECONDS_MAX} seconds")),
         Err(_) => Err("is not a number of seconds".into()),
     }
@@ -165,15 +169,28 @@ pub fn pid(text: &str) -> Result<u32, String> {
 
 /// Parse a user: an id, or a name of /etc/passwd (name services are not asked).
 pub fn user(text: &str) -> Result<u32, String> {
-    if let Ok(uid) = text.parse() {
-        return Ok(uid);
+    match text.parse() {
+        // The kernel's own word for nobody, with which a filter would let everybody pass.
+        Ok(u32::MAX) => return Err("is no user id".into()),
+        Ok(uid) => return Ok(uid),
+        Err(_) => {}
     }
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let passwd = crate::proc::text("/etc/passwd").unwrap_or_default();
+    uid_of(&passwd, text).ok_or_else(|| "is not a user id or a user of /etc/passwd".into())
+}
+
+/// The id of a user in the text of /etc/passwd: `NAME:PASSWORD:ID:...`.
+fn uid_of(passwd: &str, name: &str) -> Option<u32> {
     let uid = |line: &str| {
         let mut fields = line.split(':');
-        (fields.next()? == text).then(|| fields.nth(1)?.parse().ok()).flatten()
+        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
     };
-    passwd.lines().find_map(uid).ok_or_else(|| "is not a user id or a user of /etc/passwd".into())
+    passwd.lines().find_map(uid)
+}
+
+fn map_entries(text: &str) -> Result<(String, u32), String> {
+    let parsed = text.split_once('=').and_then(|(map, entries)| Some((map.to_owned(), entries.parse().ok()?)));
+    parsed.filter(|(_, entries)| *entries > 0).ok_or_else(|| "must be a map and how many entries it has".into())
 }
 
 /// Parse a descriptor that is the tool's alone: a command that it runs would keep it open.
@@ -193,12 +210,45 @@ fn buffer_kib(text: &str) -> Result<u32, String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::{damaged, damaged_text};
+
+    const PASSWD: &[&[u8]] = &[include_bytes!("../corpus/passwd")];
+    const VALUES: &[&[u8]] =
+        &[b"0.5", b"1", b"1e-300", b"0.0000000001", b"31536000", b"nan", b"inf", b"99.9", b"4194304"];
+
+    proptest! {
+        #[test]
+        fn any_value_is_taken_or_refused(text in damaged_text(VALUES)) {
+            prop_assert!(seconds(&text).is_ok_and(|time| !time.is_zero()) || seconds(&text).is_err());
+            prop_assert!(percentile(&text).is_ok_and(|percent| percent > 0.0 && percent <= 100.0) || percentile(&text).is_err());
+            prop_assert!(pid(&text).is_ok_and(|pid| (1..=PID_MAX).contains(&pid)) || pid(&text).is_err());
+            prop_assert!(count(&text) != Ok(0));
+            prop_assert!(buffer_kib(&text).is_ok_and(|kib| kib.checked_shl(10).is_some_and(|bytes| bytes >> 10 == kib)) || buffer_kib(&text).is_err());
+            prop_assert!(user(&text) != Ok(u32::MAX));
+        }
+
+        #[test]
+        fn any_passwd_is_read(bytes in damaged(PASSWD), name in "[a-z]{1,5}") {
+            uid_of(&String::from_utf8_lossy(&bytes), &name);
+        }
+    }
+
+    #[test]
+    fn users_are_found_beside_names_that_are_not_utf_8() {
+        let passwd = String::from_utf8_lossy(PASSWD[0]);
+        assert_eq!(
+            (uid_of(&passwd, "root"), uid_of(&passwd, "alice"), uid_of(&passwd, "bob")),
+            (Some(0), Some(1002), None)
+        );
+    }
 
     #[test]
     fn ranges_are_held() {
         assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
-        for bad in ["0", "-1", "inf", "nan", "1e300", "x", ""] {
+        for bad in ["0", "1e-300", "-1", "inf", "nan", "1e300", "x", ""] {
             assert!(seconds(bad).is_err(), "{bad}");
         }
         assert_eq!(pid("1"), Ok(1));
@@ -206,6 +256,7 @@ mod tests {
             assert!(pid(bad).is_err(), "{bad}");
         }
         assert_eq!((user("root"), user("1000")), (Ok(0), Ok(1000)));
+        assert!(user("4294967295").is_err());
         assert!(user("-1").is_err() && user("no such user").is_err());
         assert_eq!(count("3"), Ok(3));
         assert!(count("0").is_err());

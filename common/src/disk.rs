@@ -47,10 +47,15 @@ impl Disk {
 
     /// From the `dev` file of its directory in sysfs.
     fn of(directory: &Path) -> Option<Self> {
-        let numbers = fs::read_to_string(directory.join("dev")).ok()?;
-        let (major, minor) = numbers.trim_end().split_once(':')?;
-        Some(Self(major.parse::<u32>().ok()? << MINOR_BITS | minor.parse::<u32>().ok()?))
+        parse_numbers(&fs::read_to_string(directory.join("dev")).ok()?)
     }
+}
+
+/// `MAJOR:MINOR`, as far as a disk's number has room for them.
+fn parse_numbers(text: &str) -> Option<Disk> {
+    let (major, minor) = text.trim_end().split_once(':')?;
+    let (major, minor) = (major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?);
+    (major >> (32 - MINOR_BITS) == 0 && minor >> MINOR_BITS == 0).then_some(Disk(major << MINOR_BITS | minor))
 }
 
 /// A disk that the user named.
@@ -113,11 +118,12 @@ fn names(sys: &Path) -> Vec<String> {
 fn requests(sys: &Path) -> u64 {
     let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim_end().parse::<u64>().ok();
     let of_disk = |disk: &PathBuf| -> u64 {
-        let scheduled = number(disk.join("queue/nr_requests")).unwrap_or(0);
+        let scheduled = number(disk.join("queue/nr_requests")).unwrap_or(0).min(REQUESTS_MAX.into());
         let queues = directories(disk.join("mq"));
-        queues.iter().map(|queue| number(queue.join("nr_tags")).unwrap_or(0) + scheduled + 1).sum()
+        let of_queue = |queue: &PathBuf| number(queue.join("nr_tags")).unwrap_or(0).saturating_add(scheduled + 1);
+        queues.iter().map(of_queue).fold(0, u64::saturating_add)
     };
-    directories(sys.join("block")).iter().map(of_disk).sum()
+    directories(sys.join("block")).iter().map(of_disk).fold(0, u64::saturating_add)
 }
 
 /// Prepare an object that includes `block.bpf.h` and is about to be loaded, for one disk or all.
@@ -191,7 +197,7 @@ impl Commands {
         let operations = members(&["req_op", "req_opf"]).into_iter();
         let operations = operations.map(|(name, value)| (value, camel_case(name.trim_start_matches("REQ_OP_"))));
         let bits: HashMap<String, u32> = members(&["req_flag_bits"]).into_iter().collect();
-        let flags = FLAGS.iter().filter_map(|(name, shown)| Some((1 << bits.get(*name)?, *shown)));
+        let flags = FLAGS.iter().filter_map(|(name, shown)| Some((1u32.checked_shl(*bits.get(*name)?)?, *shown)));
         Ok(Self { operations: operations.collect(), flags: flags.collect() })
     }
 
@@ -216,7 +222,36 @@ fn camel_case(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::damaged_text;
+
+    proptest! {
+        #[test]
+        fn any_number_of_a_disk_is_read(text in damaged_text(&[b"8:16\n", b"4095:1048575\n", b"254:0"])) {
+            if let Some(disk) = parse_numbers(&text) {
+                let numbers: Vec<u32> = text.trim_end().split(':').map(|number| number.parse().unwrap()).collect();
+                prop_assert_eq!(numbers, [disk.major(), disk.minor()]);
+            }
+        }
+
+        #[test]
+        fn any_name_of_an_operation_is_written(name in damaged_text(&[b"WRITE_ZEROES", b"READ", b"_A__B"]), command: u32) {
+            let name = camel_case(&name);
+            prop_assert!(name.is_ascii() && !name.contains('_'));
+            let commands = Commands { operations: HashMap::from([(command & OP_MASK, name.clone())]), flags: vec![] };
+            prop_assert_eq!(commands.describe(command), name);
+        }
+
+        #[test]
+        fn any_tags_are_counted(tags: u64, scheduled: u64) {
+            let sys = sysfs();
+            fs::write(sys.path().join("devices/sda/mq/0/nr_tags"), tags.to_string()).unwrap();
+            fs::write(sys.path().join("devices/sda/queue/nr_requests"), scheduled.to_string()).unwrap();
+            prop_assert!(requests(sys.path()) >= tags);
+        }
+    }
 
     /// A sysfs of one disk with a partition, and one without requests.
     fn sysfs() -> tempfile::TempDir {

@@ -1,17 +1,21 @@
 //! Functions in ELF files, and where in them to probe.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use object::elf::STT_FUNC;
 use object::read::elf::ElfFile64;
 use object::{
-    Endianness, FileKind, Object, ObjectSection, ObjectSegment, ObjectSymbol, ReadCache, SectionKind, SymbolFlags,
+    Endianness, FileKind, Object, ObjectSection, ObjectSegment, ObjectSymbol, ReadCache, ReadRef, SectionKind,
+    SymbolFlags,
 };
 
-use crate::prologue;
+use crate::{proc, prologue};
+
+/// More code than any program has. A file can claim to have more than there is memory for.
+const CODE_MAX: u64 = 1 << 30;
 
 /// A function that a file defines.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -32,14 +36,15 @@ pub struct Function<T> {
 /// # Errors
 /// When the file cannot be read or is no ELF file.
 pub fn functions<T: Copy>(path: &Path, wanted: impl Fn(&str) -> Option<T>) -> Result<Vec<Function<T>>> {
-    let read = || -> Result<Vec<Function<T>>> {
-        let cache = ReadCache::new(File::open(path)?);
-        match FileKind::parse(&cache)? {
-            FileKind::Elf32 => Ok(Vec::new()),
-            _ => find(&ElfFile64::<Endianness, _>::parse(&cache)?, wanted),
-        }
-    };
+    let read = || read(&ReadCache::new(proc::open_regular(path)?), wanted);
     read().with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn read<'data, T: Copy>(bytes: impl ReadRef<'data>, wanted: impl Fn(&str) -> Option<T>) -> Result<Vec<Function<T>>> {
+    match FileKind::parse(bytes)? {
+        FileKind::Elf32 => Ok(Vec::new()),
+        _ => find(&ElfFile64::<Endianness, _>::parse(bytes)?, wanted),
+    }
 }
 
 fn find<'data, T: Copy, O: Object<'data>>(file: &O, wanted: impl Fn(&str) -> Option<T>) -> Result<Vec<Function<T>>> {
@@ -58,13 +63,15 @@ fn find<'data, T: Copy, O: Object<'data>>(file: &O, wanted: impl Fn(&str) -> Opt
     }
     let mut functions = Vec::new();
     for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
-        let range = section.address()..section.address() + section.size();
+        // What is said here may be nonsense: who is traced made the file.
+        let Some(end) = section.address().checked_add(section.size()) else { continue };
+        let range = section.address()..end;
         let inside: Vec<_> = found.range(range.clone()).map(|(address, (tag, size))| (*address, *tag, *size)).collect();
         if inside.is_empty() {
             continue;
         }
-        let Some(start) = file_offset(file, range.start) else { continue };
-        let code = section.data().unwrap_or_default();
+        let Some(start) = file_offset(file, &range) else { continue };
+        let code = if section.size() <= CODE_MAX { section.data().unwrap_or_default() } else { &[] };
         let begins: Vec<usize> = inside.iter().map(|(address, ..)| (address - range.start) as usize).collect();
         let moves: Vec<usize> =
             begins.iter().map(|&begin| prologue::probe_offset(code.get(begin..).unwrap_or_default())).collect();
@@ -80,32 +87,124 @@ fn find<'data, T: Copy, O: Object<'data>>(file: &O, wanted: impl Fn(&str) -> Opt
             let begin = start + begins[index] as u64;
             let body = begins[index]..begins[index].saturating_add(*size as usize).min(code.len());
             let forwards = prologue::calls(code, body.clone())
-                .any(|target| !body.contains(&target) && found.contains_key(&(range.start + target as u64)));
+                .filter(|target| !body.contains(target))
+                .any(|target| range.start.checked_add(target as u64).is_some_and(|at| found.contains_key(&at)));
             functions.push(Function { tag: *tag, offset: begin + by as u64, start: begin, forwards });
         }
     }
     Ok(functions)
 }
 
+/// Whether the segments of the file at `path` can be: blazesym, which it is handed to for its names, adds up what they say.
+pub fn is_sound(path: &Path) -> bool {
+    proc::open_regular(path).is_ok_and(|file| has_sound_segments(&ReadCache::new(file)))
+}
+
+fn has_sound_segments<'data>(bytes: impl ReadRef<'data>) -> bool {
+    let sound = |segment: object::Segment<'data, '_, _>| {
+        let (offset, size) = segment.file_range();
+        let end = |start: u64, size: u64| start.checked_add(size).is_some();
+        end(offset, size) && end(segment.address(), size) && end(segment.address(), segment.size())
+    };
+    object::File::parse(bytes).is_ok_and(|file| file.segments().all(sound))
+}
+
 /// The build id of the file at `path`, if it is an ELF file that has one.
 pub fn build_id(path: &Path) -> Option<Vec<u8>> {
-    let cache = ReadCache::new(File::open(path).ok()?);
-    let file = object::File::parse(&cache).ok()?;
+    read_build_id(&ReadCache::new(proc::open_regular(path).ok()?))
+}
+
+fn read_build_id<'data>(bytes: impl ReadRef<'data>) -> Option<Vec<u8>> {
+    let file = object::File::parse(bytes).ok()?;
     file.build_id().ok().flatten().map(<[u8]>::to_vec)
 }
 
-/// Where in the file the byte at a virtual address is.
-fn file_offset<'data, O: Object<'data>>(file: &O, address: u64) -> Option<u64> {
+/// Where in the file what is at these virtual addresses begins.
+fn file_offset<'data, O: Object<'data>>(file: &O, range: &Range<u64>) -> Option<u64> {
     file.segments().find_map(|segment| {
         let (offset, size) = segment.file_range();
-        let within = address.checked_sub(segment.address())?;
-        (within < size).then_some(offset + within)
+        let within = range.start.checked_sub(segment.address())?;
+        let begin = offset.checked_add(within).filter(|_| within < size)?;
+        begin.checked_add(range.end - range.start).map(|_| begin)
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::damaged;
+
+    const FILES: &[&[u8]] = &[include_bytes!("../corpus/library.elf")];
+    const NAMES: [&str; 4] = ["malloc", "calloc", "realloc", "free"];
+
+    fn allocator(name: &str) -> Option<usize> {
+        NAMES.iter().position(|known| *known == name)
+    }
+
+    #[test]
+    fn segments_beyond_the_last_byte_are_not_sound() {
+        assert!(has_sound_segments(FILES[0]) && !has_sound_segments(&b"no file of this kind"[..]));
+        // Of the first program header, which follows the head of the file: offset, address.
+        for field in [8, 16] {
+            let mut bytes = FILES[0].to_vec();
+            bytes[64 + field..64 + field + 8].copy_from_slice(&(u64::MAX - 1).to_ne_bytes());
+            assert!(!has_sound_segments(&bytes[..]), "{field}");
+        }
+    }
+
+    /// Numbers that tables of such files should not hold, and some that they may.
+    fn word() -> impl Strategy<Value = u64> {
+        prop_oneof![any::<u64>(), (0u64..300).prop_map(|less| u64::MAX - less), 0u64..4096, Just(1 << 63)]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn any_file_is_read(mut bytes in damaged(FILES), head: bool, at in 0usize..152, word in word()) {
+            // What all else hangs on is little of the file.
+            if head && at * 8 + 8 <= bytes.len() {
+                let table = bytes.len().saturating_sub(17 * 64) & !7;
+                let start = if at < 16 { at * 8 } else { table + (at - 16) * 8 };
+                bytes.iter_mut().skip(start).zip(word.to_ne_bytes()).for_each(|(byte, new)| *byte = new);
+            }
+            for function in read(&bytes[..], allocator).unwrap_or_default() {
+                prop_assert!(function.start <= function.offset && function.offset - function.start < 64);
+            }
+            prop_assert!(read_build_id(&bytes[..]).is_none_or(|id| id.len() < bytes.len()));
+        }
+    }
+
+    /// The file with one word of its seventeen section headers, which end it, replaced in that of .text.
+    fn with_text(word: usize, value: u64) -> Vec<u8> {
+        let mut bytes = FILES[0].to_vec();
+        let at = bytes.len() - 10 * 64 + word * 8;
+        bytes[at..at + 8].copy_from_slice(&value.to_ne_bytes());
+        bytes
+    }
+
+    #[test]
+    fn sections_beyond_the_last_address_have_no_functions() {
+        const ADDRESS: usize = 2;
+        const SIZE: usize = 4;
+        assert_eq!(read(&with_text(SIZE, 0x72)[..], allocator).unwrap().len(), 4, "this is the header");
+        for bytes in [with_text(ADDRESS, u64::MAX - 1), with_text(SIZE, u64::MAX - 1)] {
+            assert_eq!(read(&bytes[..], allocator).unwrap(), []);
+        }
+    }
+
+    #[test]
+    fn functions_of_a_library_are_found() {
+        let found = read(FILES[0], allocator).unwrap();
+        let mut tags: Vec<usize> = found.iter().map(|function| function.tag).collect();
+        tags.sort_unstable();
+        assert_eq!(tags, [0, 1, 2, 3]);
+        let forwards: Vec<&str> = found.iter().filter(|f| f.forwards).map(|f| NAMES[f.tag]).collect();
+        assert_eq!(forwards, Vec::<&str>::new(), "calls by way of a table are none that can be told");
+        assert_eq!(read_build_id(FILES[0]).unwrap().len(), 20);
+    }
 
     #[test]
     fn finds_a_function_of_its_own() {

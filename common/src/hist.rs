@@ -126,8 +126,8 @@ impl Cell {
     }
 
     fn add(&mut self, other: Self) {
-        self.count += other.count;
-        self.sum += other.sum;
+        self.count = self.count.saturating_add(other.count);
+        self.sum = self.sum.saturating_add(other.sum);
         self.max = self.max.max(other.max);
     }
 }
@@ -289,12 +289,12 @@ impl Histogram {
 
     /// How many values there are.
     pub fn count(&self) -> u64 {
-        self.cells.values().map(|cell| cell.count).sum()
+        self.cells.values().map(|cell| cell.count).fold(0, u64::saturating_add)
     }
 
     /// The sum of the values, in nanoseconds.
     pub fn sum_ns(&self) -> u64 {
-        self.cells.values().map(|cell| cell.sum).sum()
+        self.cells.values().map(|cell| cell.sum).fold(0, u64::saturating_add)
     }
 
     /// The largest value, in nanoseconds.
@@ -308,7 +308,7 @@ impl Histogram {
         let rank = (self.count() as f64 * percent / 100.0).ceil().max(1.0) as u64;
         let mut before = 0;
         for (slot, cell) in &self.cells {
-            before += cell.count;
+            before = u64::saturating_add(before, cell.count);
             if before >= rank {
                 if cell.count == 1 {
                     return cell.sum;
@@ -328,7 +328,7 @@ impl Histogram {
             if rows.len() <= row {
                 rows.resize(row + 1, 0);
             }
-            rows[row] += cell.count;
+            rows[row] = u64::saturating_add(rows[row], cell.count);
         }
         rows
     }
@@ -341,7 +341,7 @@ impl Histogram {
         for (row, count) in rows.iter().enumerate() {
             let low = if row == 0 { 0 } else { 1u64 << row };
             let high = (2u64 << row) - 1;
-            let bar = "*".repeat((count * BAR / widest) as usize);
+            let bar = "*".repeat((u128::from(*count) * u128::from(BAR) / u128::from(widest)) as usize);
             // Writing into a String cannot fail.
             let _ = writeln!(text, "{low:>10} -> {high:<10} : {count:<8} |{bar:<40}|");
         }
@@ -613,6 +613,21 @@ mod tests {
                 prop_assert!(got.abs_diff(exact) as f64 <= exact as f64 * 0.05 + 1.0, "{percent}: {got} for {exact}");
             }
             prop_assert_eq!(histogram.max_ns(), *values.last().unwrap());
+        }
+
+        /// What the kernel could count at most, in cells of any content.
+        #[test]
+        fn any_cells_are_summed_and_drawn(
+            bytes in prop::collection::vec(any::<u8>(), 0..40), slots in prop::collection::btree_set(0..SLOTS, 1..20), msecs: bool
+        ) {
+            let mut cell = Cell::from_bytes(&bytes);
+            cell.add(Cell::from_bytes(&bytes));
+            let cells = slots.iter().map(|slot| (*slot, cell)).collect();
+            let histogram = Histogram { unit: Unit::msecs_if(msecs), cells };
+            let text = histogram.to_text(&[0.1, 50.0, 100.0]);
+            prop_assert_eq!(text.lines().count(), 2 + histogram.rows().len());
+            prop_assert_eq!(histogram.to_json(&[50.0])["buckets"].as_array().unwrap().len(), slots.len());
+            histogram.totals();
         }
     }
 }

@@ -307,7 +307,47 @@ fn note<'a>(mut notes: &'a [u8], owner: &[u8], kind: u32) -> Option<&'a [u8]> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::damaged;
+
+    const TYPES: &[&[u8]] = &[include_bytes!("../corpus/types.btf")];
+    const NOTES: &[&[u8]] = &[include_bytes!("../corpus/notes")];
+
+    proptest! {
+        #[test]
+        fn any_types_are_searched(bytes in damaged(TYPES)) {
+            let size = bytes.len();
+            let btf = Btf { custom: None, bytes: Bytes::Read(bytes) };
+            for name in ["bpf_preempt_disable", "SECOND_BIT", "block_rq_issue", "sched_switch", ""] {
+                prop_assert!(btf.function(name).is_none_or(|id| id as usize <= size / 12));
+                prop_assert!(btf.function(name).is_none() || btf.mentions(name));
+                prop_assert!(btf.tracepoint_arguments(name).is_none_or(|count| count < 1 << 16));
+                btf.enumerator(name);
+            }
+            btf.tracepoints_are_preemptible();
+        }
+
+        #[test]
+        fn any_notes_are_read(bytes in damaged(NOTES), kind in 0u32..8) {
+            for owner in [&b"GNU\0"[..], b"Linux\0", b""] {
+                let found = note(&bytes, owner, kind);
+                prop_assert!(found.is_none_or(|found| found.len() <= bytes.len()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_compiler_s_types_are_read() {
+        let btf = Btf { custom: None, bytes: Bytes::Read(TYPES[0].to_vec()) };
+        let bits = ["FIRST_BIT", "SECOND_BIT", "THIRD_BIT"].map(|name| btf.enumerator(name));
+        assert_eq!(bits, [Some(3), Some(7), Some(9)]);
+        assert_eq!(btf.tracepoint_arguments("block_rq_issue"), Some(2));
+        assert_eq!(btf.tracepoint_arguments("sched_switch"), Some(4));
+        assert!(btf.function("bpf_preempt_disable").is_some());
+        assert_eq!(note(NOTES[0], b"GNU\0", NT_GNU_BUILD_ID).map(<[u8]>::len), Some(20));
+    }
 
     #[test]
     fn finds_whole_names_only() {

@@ -12,6 +12,8 @@ pub mod elf;
 mod excerpt;
 pub mod export;
 pub mod fault;
+#[cfg(test)]
+mod fuzz;
 pub mod glob;
 pub mod hist;
 pub mod kernel;

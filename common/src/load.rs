@@ -443,6 +443,11 @@ impl Loader {
                 map.set_max_entries(self.tool.buffer << 10).context("map setup")?;
             }
         }
+        for (name, entries) in &self.tool.map_entries {
+            let map = object.maps_mut().find(|map| map.name() == name.as_str());
+            let mut map = map.ok_or_else(|| usage(format!("--map-entries: there is no map {name}")))?;
+            map.set_max_entries(*entries).context("map setup")?;
+        }
         let knobs = Knobs::of(object)?;
         knobs.set_if_there("use_local_storage", &[u8::from(has_storage)])?;
         knobs.set_if_there("stream_perf", &[u8::from(self.perf)])?;

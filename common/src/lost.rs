@@ -17,7 +17,7 @@ pub struct Lost {
     pub states: u64,
     /// Values whose key did not fit an aggregation map.
     pub keys: u64,
-    /// Stacks that could not be walked or stored.
+    /// Stacks that could not be walked or stored, and times that the frames of one did not fit the buffer.
     pub stacks: u64,
     /// Strings that did not fit or could not be read in full.
     pub strings: u64,
@@ -40,7 +40,11 @@ impl Lost {
         Field::new("events", Kind::Count, "events for which the buffer had no room"),
         Field::new("states", Kind::Count, "operations for whose state there was no memory, or no room in a map"),
         Field::new("keys", Kind::Count, "values whose key did not fit an aggregation map"),
-        Field::new("stacks", Kind::Count, "stacks that could not be walked or stored"),
+        Field::new(
+            "stacks",
+            Kind::Count,
+            "stacks that could not be walked or stored, and times that the frames of one did not fit the buffer",
+        ),
         Field::new("strings", Kind::Count, "strings that did not fit or could not be read in full"),
         Field::new("scratch", Kind::Count, "events for which no scratch buffer was free"),
         Field::new("clock", Kind::Count, "intervals whose end was stamped before their beginning"),

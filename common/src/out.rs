@@ -309,6 +309,11 @@ impl Out {
         let _ = write!(self.pending, "{{\"schema\":\"{}/{SCHEMA_VERSION}\"", app::tool());
     }
 
+    /// What was added and not yet written.
+    pub fn pending(&self) -> &[u8] {
+        &self.pending
+    }
+
     /// Write all that is pending.
     ///
     /// # Errors

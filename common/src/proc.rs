@@ -1,10 +1,13 @@
 //! What /proc says of a process. Every reader tolerates that the process ends meanwhile.
 
 use std::collections::HashMap;
-use std::fs;
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -36,6 +39,19 @@ pub fn pidfd(pid: u32) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// Open a file whose path another process chose. A pipe there would keep us waiting, and a device may act on being opened,
+/// so what it is is seen before it is opened.
+///
+/// # Errors
+/// When it cannot be opened, or is not a regular file.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let place = File::options().read(true).custom_flags(libc::O_PATH).open(path)?;
+    if !place.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    File::open(format!("/proc/self/fd/{}", place.as_raw_fd()))
+}
+
 /// The command name of a process, or `None` when it has gone.
 pub fn comm(pid: u32) -> Option<Text<'static>> {
     let mut bytes = fs::read(format!("/proc/{pid}/comm")).ok()?;
@@ -61,12 +77,7 @@ impl Thread {
 
     /// Its name and the rest of /proc/PID/task/TID/stat from the state on, or `None` when it has gone.
     pub fn stat(self) -> Option<(Text<'static>, Vec<String>)> {
-        let stat = self.read("stat")?;
-        // The name may hold anything, parentheses too; what follows it may not.
-        let open = stat.iter().position(|&byte| byte == b'(')?;
-        let close = stat.iter().rposition(|&byte| byte == b')')?;
-        let fields = String::from_utf8_lossy(stat.get(close + 1..)?).split_whitespace().map(str::to_owned).collect();
-        Some((Text::new(stat.get(open + 1..close)?.to_vec()), fields))
+        parse_stat(&self.read("stat")?)
     }
 
     /// Its real user, or `None` when it has gone.
@@ -83,10 +94,23 @@ impl Thread {
 
     /// The address that it will go on from in user space, if it is in a system call.
     pub fn user_address(self) -> Option<u64> {
-        let text = self.read("syscall")?;
-        let address = std::str::from_utf8(&text).ok()?.split_whitespace().next_back()?;
-        u64::from_str_radix(address.strip_prefix("0x")?, 16).ok().filter(|address| *address != 0)
+        parse_syscall(&self.read("syscall")?)
     }
+}
+
+/// `PID (NAME) STATE FIELD...`
+fn parse_stat(stat: &[u8]) -> Option<(Text<'static>, Vec<String>)> {
+    // The name may hold anything, parentheses too; what follows it may not.
+    let open = stat.iter().position(|&byte| byte == b'(')?;
+    let close = stat.iter().rposition(|&byte| byte == b')')?;
+    let fields = String::from_utf8_lossy(stat.get(close + 1..)?).split_whitespace().map(str::to_owned).collect();
+    Some((Text::new(stat.get(open + 1..close)?.to_vec()), fields))
+}
+
+/// The last of `NUMBER ARGUMENT... STACK_POINTER ADDRESS`; `running` has none.
+fn parse_syscall(text: &[u8]) -> Option<u64> {
+    let address = std::str::from_utf8(text).ok()?.split_whitespace().next_back()?;
+    u64::from_str_radix(address.strip_prefix("0x")?, 16).ok().filter(|address| *address != 0)
 }
 
 /// `[<0>] function+0x10/0x20 [module]`
@@ -142,15 +166,82 @@ impl<'a> Mapping<'a> {
         let hex = |text: &str| u64::from_str_radix(text, 16).ok();
         let (start, end) = range.split_once('-')?;
         let (major, minor) = device.split_once(':')?;
+        let (start, end, offset) = (hex(start)?, hex(end)?, hex(offset)?);
+        // So that whoever subtracts and adds what is said here need not think of it.
+        offset.checked_add(end.checked_sub(start).filter(|size| *size > 0)?)?;
         Some(Self {
-            start: hex(start)?,
-            end: hex(end)?,
+            start,
+            end,
             executable: permissions.contains('x'),
-            offset: hex(offset)?,
+            offset,
             file: (hex(major)? << 32 | hex(minor)?, inode.parse().ok()?),
             path: fields.next().unwrap_or_default().trim_ascii_start(),
         })
     }
+}
+
+/// One line of /proc/PID/mountinfo.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Mount {
+    /// The device number of the file system.
+    pub device: String,
+    /// Which directory of the file system is mounted.
+    pub root: PathBuf,
+    /// Where.
+    pub point: PathBuf,
+    /// The kind of file system.
+    pub kind: String,
+    /// The options of the file system itself.
+    pub options: String,
+}
+
+impl Mount {
+    /// Parse `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [FIELD]... - KIND SOURCE OPTIONS`.
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        let mut fields = line.split(|&byte| byte == b' ');
+        let device = String::from_utf8_lossy(fields.nth(2)?).into_owned();
+        let mut path = || Some(PathBuf::from(OsString::from_vec(unescape(fields.next()?))));
+        let (root, point) = (path()?, path()?);
+        let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+        let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+        Some(Self { device, root, point, kind: text(rest.next()?), options: text(rest.nth(1)?) })
+    }
+}
+
+/// All that is mounted where this process can see it.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn mounts() -> Result<Vec<Mount>> {
+    let text = fs::read("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    Ok(text.split(|&byte| byte == b'\n').filter_map(Mount::parse).collect())
+}
+
+/// Undo the kernel's escapes: a backslash and three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let (mut bytes, mut rest) = (Vec::with_capacity(field.len()), field);
+    while let Some((&byte, after)) = rest.split_first() {
+        let octal = |digits: &[u8; 3]| {
+            let value = digits.iter().try_fold(0u32, |value, digit| Some(value * 8 + (*digit as char).to_digit(8)?));
+            value.and_then(|value| u8::try_from(value).ok())
+        };
+        match after.first_chunk().and_then(octal).filter(|_| byte == b'\\') {
+            Some(escaped) => {
+                bytes.push(escaped);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(byte);
+                rest = after;
+            }
+        }
+    }
+    bytes
+}
+
+/// A file of text, in which single bytes may be none: names are cut anywhere, and few programs insist on UTF-8.
+pub fn text(path: &str) -> io::Result<String> {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The first three load averages, as /proc/loadavg has them.
@@ -166,7 +257,109 @@ pub fn status_field<'a>(status: &'a str, key: &str) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::{damaged, damaged_text};
+
+    const STAT: &[&[u8]] = &[include_bytes!("../corpus/stat"), include_bytes!("../corpus/stat.hostile")];
+    const STACK: &[&[u8]] = &[include_bytes!("../corpus/stack")];
+    const SYSCALL: &[&[u8]] =
+        &[include_bytes!("../corpus/syscall"), b"running\n", b"-1 0x7ffc9f198080 0x7ff4e1009aec\n"];
+    const MAPS: &[&[u8]] = &[include_bytes!("../corpus/maps")];
+    const MOUNTS: &[&[u8]] = &[include_bytes!("../corpus/mountinfo")];
+    const STATUS: &[&[u8]] = &[include_bytes!("../corpus/status")];
+
+    proptest! {
+        #[test]
+        fn any_stat_is_read(stat in damaged(STAT)) {
+            if let Some((name, fields)) = parse_stat(&stat) {
+                prop_assert!(stat.windows(name.bytes().len().max(1)).any(|part| part == name.bytes()) || name.is_empty());
+                prop_assert!(fields.iter().all(|field| !field.contains(char::is_whitespace)));
+            }
+        }
+
+        #[test]
+        fn any_name_is_taken_out_of_stat(name: Vec<u8>) {
+            let stat = [b"12 (", &name[..], b") S 1 2\n"].concat();
+            let (found, fields) = parse_stat(&stat).unwrap();
+            prop_assert_eq!((found.bytes(), fields.join(" ")), (&name[..], "S 1 2".to_owned()));
+        }
+
+        #[test]
+        fn any_kernel_stack_is_read(text in damaged_text(STACK)) {
+            for (name, _) in text.lines().filter_map(parse_stack_line) {
+                prop_assert!(text.contains(&name));
+            }
+        }
+
+        #[test]
+        fn any_system_call_is_read(text in damaged(SYSCALL)) {
+            prop_assert!(parse_syscall(&text) != Some(0));
+        }
+
+        #[test]
+        fn any_status_is_read(text in damaged_text(STATUS), key in "[A-Za-z]{1,8}") {
+            let field = status_field(&text, &key);
+            prop_assert!(field.is_none_or(|field| text.contains(&key) && text.contains(field) && !field.contains('\n')));
+        }
+
+        #[test]
+        fn any_mapping_is_read(text in damaged(MAPS)) {
+            for line in text.split(|&byte| byte == b'\n') {
+                if let Some(mapping) = Mapping::parse(line) {
+                    prop_assert!(line.ends_with(mapping.path));
+                    prop_assert!(mapping.start < mapping.end);
+                    prop_assert!(mapping.offset.checked_add(mapping.end - mapping.start).is_some());
+                }
+            }
+        }
+    }
+
+    /// What seq_escape() of fs/proc_namespace.c does to paths.
+    fn escape(path: &[u8]) -> Vec<u8> {
+        let byte = |&byte: &u8| match byte {
+            b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
+            byte => vec![byte],
+        };
+        path.iter().flat_map(byte).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn any_mountinfo_is_read(text in damaged(MOUNTS)) {
+            for mount in text.split(|&byte| byte == b'\n').filter_map(Mount::parse) {
+                prop_assert!(mount.point.as_os_str().len() <= text.len());
+            }
+        }
+
+        #[test]
+        fn any_mount_point_is_what_it_is(
+            root in "[/ a#\\\\0-7\n\t]{1,20}", point: Vec<u8>, tags in "(shared:[0-9] )?(master:[0-9] )?"
+        ) {
+            let (escaped_root, escaped) = (escape(root.as_bytes()), escape(&point));
+            let line = [b"41 31 0:38 ", &escaped_root[..], b" ", &escaped, b" rw ", tags.as_bytes(), b"- cgroup2 - rw,a"];
+            let mount = Mount::parse(&line.concat()).unwrap();
+            prop_assert_eq!((mount.root.as_os_str().as_encoded_bytes(), mount.point.as_os_str().as_encoded_bytes()),
+                (root.as_bytes(), &point[..]));
+            prop_assert_eq!((mount.kind, mount.options), ("cgroup2".to_owned(), "rw,a".to_owned()));
+        }
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // Opened as a file, it would wait for a writer.
+        assert!(open_regular(&pipe).is_err() && open_regular(Path::new("/dev/null")).is_err());
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/proc/self/maps", &link).unwrap();
+        assert!(open_regular(&link).is_ok());
+        let mut text = String::new();
+        io::Read::read_to_string(&mut open_regular(Path::new("/etc/passwd")).unwrap(), &mut text).unwrap();
+        assert!(text.contains("root"));
+    }
 
     #[test]
     fn reads_itself() {
@@ -180,6 +373,9 @@ mod tests {
         assert_eq!(me.stat().unwrap().1[1], std::os::unix::process::parent_id().to_string());
         assert_eq!(parse_stack_line("[<0>] a_b+0x1a/0x200 [mod]"), Some(("a_b".into(), 0x1a)));
         assert_eq!(parse_stack_line("[<0>] 0xffff"), None);
+        assert_eq!(parse_syscall(SYSCALL[0]), Some(0x7ff4_e100_9aec));
+        assert_eq!(parse_syscall(SYSCALL[1]), None);
+        assert_eq!(MAPS[0].split(|&byte| byte == b'\n').filter_map(Mapping::parse).count(), 21);
         assert_eq!(status_field("Name:\tx\nCapEff:\t00ff\n", "CapEff"), Some("00ff"));
     }
 }

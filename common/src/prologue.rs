@@ -142,7 +142,50 @@ pub fn jumps_into(code: &[u8], ranges: &[Range<usize>]) -> Vec<bool> {
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::damaged;
+
+    /// The beginnings of glibc's free, posix_memalign and malloc, and some jumps.
+    const CODE: &[&[u8]] = &[
+        &[0x48, 0x85, 0xff, 0x0f, 0x84, 0xbf, 0, 0, 0],
+        &[0x80, 0x3d, 1, 2, 0x14, 0, 0, 0x41, 0x54, 0x49, 0x89, 0xd4],
+        &[0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x48, 0x89, 0xe5, 0xe8, 1, 0, 0, 0, 0xc3],
+        &[0x90, 0x48, 0x85, 0xff, 0x74, 0x05, 0x48, 0xff, 0xcf, 0xeb, 0xf9, 0xc3],
+        &[0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0, 0x48, 0x8d, 0x04, 0x25, 1, 0, 0, 0, 0x55],
+    ];
+
+    proptest! {
+        #[test]
+        fn any_code_is_read(code in damaged(CODE), begins in vec((0usize..320, 0usize..40), 0..6)) {
+            let offset = probe_offset(&code);
+            prop_assert!(offset < LIMIT + 15 && offset <= code.len());
+            prop_assert!(offset == 0 || is_emulated(&code[offset..]));
+            prop_assert!(calls(&code, 0..code.len() + 9).count() <= code.len());
+            let mut ranges: Vec<Range<usize>> = begins.iter().map(|(at, size)| *at..at + size).collect();
+            ranges.sort_by_key(|range| range.start);
+            prop_assert_eq!(jumps_into(&code, &ranges).len(), ranges.len());
+        }
+
+        /// What a probe moves over has the length that the code was made with.
+        #[test]
+        fn moves_end_where_instructions_do(count in 0usize..6, which in vec(0usize..5, 6)) {
+            // test %rdi,%rdi; endbr64; mov %ecx,%r10d; xor %eax,%eax; lea 1,%rax
+            const SKIPPED: [&[u8]; 5] = [
+                &[0x48, 0x85, 0xff],
+                &[0xf3, 0x0f, 0x1e, 0xfa],
+                &[0x41, 0x89, 0xca],
+                &[0x31, 0xc0],
+                &[0x48, 0x8d, 0x04, 0x25, 1, 0, 0, 0],
+            ];
+            let before: Vec<u8> = which[..count].iter().flat_map(|index| SKIPPED[*index]).copied().collect();
+            let code = [&before[..], &[0x55]].concat();
+            let expected = if before.len() < LIMIT { before.len() } else { 0 };
+            prop_assert_eq!(probe_offset(&code), expected);
+        }
+    }
 
     #[test]
     fn probes_move_to_what_is_emulated() {

@@ -95,19 +95,24 @@ impl EventBuffer {
         // SAFETY: the data pages follow the first; the kernel has written the bytes below `head`, and as nothing is
         // taken out, it writes no byte twice.
         let data = unsafe { std::slice::from_raw_parts(self.start.add(self.page), head.min(self.size - self.page)) };
-        let (mut at, mut count) = (0, 0);
-        // struct perf_event_header: type, misc, size
-        while let Some(record) = data.get(at..at + 8) {
-            let size = usize::from(u16::from_ne_bytes([record[6], record[7]]));
-            if size < 8 {
-                break;
-            }
-            let kind = u32::from_ne_bytes([record[0], record[1], record[2], record[3]]);
-            count += u64::from(kind == libbpf_sys::PERF_RECORD_THROTTLE);
-            at += size;
-        }
-        count
+        count_throttled(data)
     }
+}
+
+/// The records of throttling in the data of an event's buffer.
+fn count_throttled(data: &[u8]) -> u64 {
+    let (mut at, mut count) = (0, 0);
+    // struct perf_event_header: type, misc, size
+    while let Some(record) = data.get(at..at + 8) {
+        let size = usize::from(u16::from_ne_bytes([record[6], record[7]]));
+        if size < 8 {
+            break;
+        }
+        let kind = u32::from_ne_bytes([record[0], record[1], record[2], record[3]]);
+        count += u64::from(kind == libbpf_sys::PERF_RECORD_THROTTLE);
+        at += size;
+    }
+    count
 }
 
 impl Drop for EventBuffer {
@@ -193,12 +198,16 @@ pub fn online_cpus() -> Result<Vec<u32>> {
     parse_cpu_list(text.trim()).ok_or_else(|| anyhow!("{path} is not a list of CPUs: {text}"))
 }
 
+/// More CPUs than any kernel is built for (CONFIG_NR_CPUS).
+const CPUS_MAX: u32 = 1 << 16;
+
 /// Parse a list such as `0-3,8`.
 fn parse_cpu_list(text: &str) -> Option<Vec<u32>> {
     let mut cpus = Vec::new();
+    let number = |text: &str| text.parse::<u32>().ok().filter(|cpu| *cpu < CPUS_MAX);
     for part in text.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        cpus.extend(first.parse::<u32>().ok()?..=last.parse().ok()?);
+        cpus.extend(number(first)?..=number(last)?);
     }
     Some(cpus)
 }
@@ -251,13 +260,54 @@ fn explain(error: Errno, rate: Rate) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::damaged_text;
+
+    const CPUS: &[&[u8]] = &[include_bytes!("../corpus/cpus")];
+
+    proptest! {
+        #[test]
+        fn any_records_are_counted(records in vec((0u32..7, 0u16..40), 0..50), cut in 0usize..20) {
+            let mut data: Vec<u8> = Vec::new();
+            let (mut throttled, mut goes_on) = (0, true);
+            for (kind, size) in &records {
+                data.extend(kind.to_ne_bytes().iter().chain(&[0, 0]).chain(&size.to_ne_bytes()));
+                data.resize(data.len() + usize::from(*size).saturating_sub(8), 0xff);
+                // A record that is shorter than its head is none, and nobody knows where the next begins.
+                goes_on &= *size >= 8;
+                throttled += u64::from(goes_on && *kind == libbpf_sys::PERF_RECORD_THROTTLE);
+            }
+            prop_assert_eq!(count_throttled(&data), throttled);
+            data.truncate(data.len().saturating_sub(cut));
+            prop_assert!(count_throttled(&data) <= throttled);
+        }
+
+        #[test]
+        fn any_list_of_cpus_is_read(text in damaged_text(CPUS)) {
+            let most = text.split(',').count() * CPUS_MAX as usize;
+            prop_assert!(parse_cpu_list(&text).is_none_or(|cpus| cpus.len() <= most));
+        }
+
+        #[test]
+        fn a_list_of_cpus_is_what_was_written(ranges in vec((0u32..8192, 0u32..9), 1..9)) {
+            let text: Vec<String> = ranges.iter().map(|(first, more)| match more {
+                0 => first.to_string(),
+                more => format!("{first}-{}", first + more),
+            }).collect();
+            let cpus: Vec<u32> = ranges.iter().flat_map(|(first, more)| *first..=first + more).collect();
+            prop_assert_eq!(parse_cpu_list(&text.join(",")), Some(cpus));
+        }
+    }
 
     #[test]
     fn cpu_lists_have_ranges() {
         assert_eq!(parse_cpu_list("0-2,8,300-301"), Some(vec![0, 1, 2, 8, 300, 301]));
         assert_eq!(parse_cpu_list("0"), Some(vec![0]));
         assert_eq!(parse_cpu_list(""), None);
+        assert_eq!(parse_cpu_list("0-4294967295"), None);
         assert!(online_cpus().is_ok_and(|cpus| !cpus.is_empty()));
     }
 }

@@ -423,7 +423,34 @@ fn is_tracer(frame: &Frame) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Records of which any bytes are missing or wrong; of processes that are not there and of this one.
+        #[test]
+        fn any_record_is_taken(words in vec(prop_oneof![any::<u64>(), 0u64..300], 0..140), cut in 0usize..8, real: bool) {
+            let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            if real && bytes.len() > 40 {
+                bytes[..8].copy_from_slice(&RECORD.to_ne_bytes());
+                bytes[36..40].copy_from_slice(&(words[4] as u32 % 140).to_ne_bytes());
+            }
+            bytes.truncate(bytes.len().saturating_sub(cut));
+            let mut stacks = Stacks::traced();
+            let taken = stacks.event(&bytes);
+            prop_assert_eq!(taken, stacks.count() == 1);
+            prop_assert!(!real || bytes.len() < 48 || taken);
+            if taken {
+                stacks.resolve([words[1]]);
+                let stack = stacks.stack(words[1]);
+                prop_assert!(stack.frames.len() <= FRAMES_MAX as usize && stack.frames.len() * 8 <= bytes.len() - 40);
+                prop_assert_eq!(stack.json().is_null(), stack.lost);
+                stacks.add_user(words[2] as u32, words[3]);
+            }
+        }
+    }
 
     fn record(id: u64, check: u64, tgid: u32, ips: &[u64]) -> Vec<u8> {
         let mut bytes: Vec<u8> =

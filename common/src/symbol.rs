@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
@@ -28,6 +28,9 @@ const OPEN_FILES_MAX: usize = 256;
 const LOOKS_FREE: u32 = 16;
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// How much of a perf map is read, and of a line of it. Whose code is named there writes what it likes.
+const PERF_MAP_MAX: u64 = 1 << 30;
+const PERF_MAP_LINE_MAX: u64 = 64 << 10;
 /// The farthest from its symbol that a kernel address is believed to belong to it. Where addresses are hidden
 /// (kernel.kptr_restrict), all symbols are at 0.
 const KERNEL_FUNCTION_MAX: u64 = 1 << 20;
@@ -115,7 +118,11 @@ impl Image {
     /// laid out elsewhere, and then what was known stays.
     fn look(&mut self, tgid: u32) {
         self.looked = Some(Instant::now());
-        let found = read_mappings(tgid);
+        self.update(read_mappings(tgid));
+    }
+
+    /// Take what was found there.
+    fn update(&mut self, found: Vec<Mapping>) {
         let same = |a: &Mapping, b: &Mapping| (a.start, a.end) == (b.start, b.end);
         if self.mappings.is_empty() || self.mappings.iter().any(|old| found.iter().any(|new| same(old, new))) {
             let is_new = |new: &Mapping| !self.mappings.iter().any(|old| same(old, new));
@@ -156,7 +163,7 @@ fn parse_mappings(text: &[u8]) -> Vec<Mapping> {
         };
         let named = path.first() == Some(&b'/');
         let base = match first {
-            Some((file, base)) if file == id => base,
+            Some((file, base)) if file == id && base <= start => base,
             _ => start.saturating_sub(offset),
         };
         if named {
@@ -195,7 +202,8 @@ impl Mapped {
         let by_address = format!("/proc/{tgid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
         let path = Path::new(OsStr::from_bytes(path));
         let inside = PathBuf::from(format!("/proc/{tgid}/root")).join(path.strip_prefix("/").unwrap_or(path));
-        let file = if keep { File::open(by_address).or_else(|_| File::open(&inside)).ok() } else { None };
+        let open = || proc::open_regular(by_address.as_ref()).or_else(|_| proc::open_regular(&inside));
+        let file = if keep { open().ok() } else { None };
         Self { file, path: if inside.exists() { inside } else { path.to_owned() }, build_id: OnceCell::new() }
     }
 
@@ -345,7 +353,12 @@ impl Symbols {
         }
         self.look_up(&kernel_source(), &kernel, Input::AbsAddr, Place::Kernel);
         for (file, offsets) in files {
-            let elf = Elf { debug_syms: false, ..Elf::new(self.files.opened[file].path()) };
+            let path = self.files.opened[file].path();
+            // Of a file that was not kept open there may be anything by now.
+            if !elf::is_sound(&path) {
+                continue;
+            }
+            let elf = Elf { debug_syms: false, ..Elf::new(path) };
             self.look_up(&Source::Elf(elf), &offsets, Input::FileOffset, |offset| Place::File(file, offset));
         }
         self.look_up_vdso(&vdso);
@@ -386,7 +399,7 @@ impl Symbols {
                 continue;
             };
             let offset = symbol.offset as u64;
-            if matches!(source, Source::Kernel(_)) && offset > KERNEL_FUNCTION_MAX {
+            if symbol.name.is_empty() || matches!(source, Source::Kernel(_)) && offset > KERNEL_FUNCTION_MAX {
                 continue;
             }
             self.names.insert(place(*address), Some(Symbol { name: symbol.name.into(), offset }));
@@ -417,15 +430,33 @@ impl Symbols {
             return;
         };
         addresses.sort_unstable();
-        for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
-            let Some((start, size, name)) = parse_perf_map_line(&line) else {
-                continue;
-            };
-            let from = addresses.partition_point(|address| *address < start);
-            for address in addresses[from..].iter().take_while(|address| **address - start < size) {
-                let symbol = Symbol { name: name.as_str().into(), offset: address - start };
-                self.names.insert(Place::Made(space, *address), Some(symbol));
+        read_perf_map(file, &addresses, |address, symbol| {
+            self.names.insert(Place::Made(space, address), Some(symbol));
+        });
+    }
+}
+
+/// Find these addresses, which are sorted, in a perf map.
+fn read_perf_map(map: impl Read, addresses: &[u64], mut found: impl FnMut(u64, Symbol)) {
+    let mut map = BufReader::new(map.take(PERF_MAP_MAX));
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match map.by_ref().take(PERF_MAP_LINE_MAX).read_until(b'\n', &mut line) {
+            Ok(size @ 1..) if size as u64 == PERF_MAP_LINE_MAX && line.last() != Some(&b'\n') => {
+                if map.skip_until(b'\n').is_err() {
+                    return;
+                }
             }
+            Ok(1..) => {}
+            _ => return,
+        }
+        let Some((start, size, name)) = parse_perf_map_line(&line) else {
+            continue;
+        };
+        let from = addresses.partition_point(|address| *address < start);
+        for address in addresses[from..].iter().take_while(|address| **address - start < size) {
+            found(*address, Symbol { name: name.as_str().into(), offset: address - start });
         }
     }
 }
@@ -438,12 +469,12 @@ fn kernel_source() -> Source<'static> {
 /// believed.
 fn open_perf_map(tgid: u32) -> Option<File> {
     let owner = fs::metadata(format!("/proc/{tgid}")).ok()?.uid();
-    let status = fs::read_to_string(format!("/proc/{tgid}/status")).ok()?;
+    let status = proc::text(&format!("/proc/{tgid}/status")).ok()?;
     let inner = proc::status_field(&status, "NSpid").and_then(|ids| ids.split_whitespace().next_back());
     let name = format!("/proc/{tgid}/root/tmp/perf-{}.map", inner.map_or_else(|| tgid.to_string(), str::to_owned));
-    let file = File::open(name).ok()?;
+    let file = proc::open_regular(name.as_ref()).ok()?;
     let metadata = file.metadata().ok()?;
-    (metadata.is_file() && (metadata.uid() == owner || metadata.uid() == 0)).then_some(file)
+    (metadata.uid() == owner || metadata.uid() == 0).then_some(file)
 }
 
 fn parse_perf_map_line(line: &[u8]) -> Option<(u64, u64, String)> {
@@ -453,12 +484,102 @@ fn parse_perf_map_line(line: &[u8]) -> Option<(u64, u64, String)> {
         let field = fields.next()?;
         u64::from_str_radix(field.strip_prefix("0x").unwrap_or(field), 16).ok()
     };
-    Some((hex()?, hex()?, fields.next()?.trim().to_owned()))
+    let (start, size, name) = (hex()?, hex()?, fields.next()?.trim());
+    (!name.is_empty()).then(|| (start, size, name.to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::damaged;
+
+    const REAL_MAPS: &[&[u8]] = &[include_bytes!("../corpus/maps")];
+    const PERF_MAPS: &[&[u8]] = &[include_bytes!("../corpus/perf.map")];
+
+    proptest! {
+        /// Whatever is mapped, every address has at most one place, and what is said of it makes sense.
+        #[test]
+        fn any_mappings_are_read(text in damaged(REAL_MAPS), later in damaged(REAL_MAPS), any: u64) {
+            let mappings = parse_mappings(&text);
+            let addresses: Vec<u64> =
+                mappings.iter().flat_map(|mapping| [mapping.start, mapping.end - 1, mapping.end]).chain([any]).collect();
+            let mut image = Image { mappings, ..Image::default() };
+            image.update(parse_mappings(&later));
+            let mut symbols = Symbols::default();
+            symbols.images.insert((1, 1), image);
+            for address in addresses {
+                if let Some(module) = symbols.module(Some((1, 1)), address) {
+                    prop_assert!(module.range.contains(&address));
+                }
+                symbols.symbol(Some((1, 1)), address);
+            }
+        }
+
+        #[test]
+        fn any_perf_map_is_read(text in damaged(PERF_MAPS), addresses in vec(0x7f10_0000_0000u64..0x7f10_0000_0400, 0..20)) {
+            let mut addresses = [&addresses[..], &[0, u64::MAX]].concat();
+            addresses.sort_unstable();
+            read_perf_map(&text[..], &addresses, |address, symbol| {
+                assert!(addresses.contains(&address) && symbol.offset <= address && !symbol.name.contains('\n'));
+            });
+        }
+    }
+
+    const FILES: &[&[u8]] = &[include_bytes!("../corpus/library.elf")];
+
+    proptest! {
+        /// What blazesym makes of files that a traced process made.
+        #[test]
+        fn any_file_has_names_or_none(bytes in damaged(FILES), any: u64) {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), &bytes).unwrap();
+            let mut symbols = Symbols::default();
+            let mapping = Mapping {
+                start: 0x1000,
+                end: 0x2000,
+                offset: 0,
+                backing: Backing::File { id: (1, 1), path: file.path().as_os_str().as_bytes().into(), base: 0x1000 },
+            };
+            symbols.files.open(std::process::id(), &mapping);
+            symbols.images.insert((1, 1), Image { mappings: vec![mapping], ..Image::default() });
+            let addresses = [0x1000, 0x12f0, 0x1300, 0x1340, 0x1fff, any].map(|address| (Some((1, 1)), address));
+            symbols.resolve(addresses.into_iter());
+            for (space, address) in addresses {
+                prop_assert!(symbols.symbol(space, address).is_none_or(|symbol| !symbol.name.is_empty()));
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_code_made_at_run_time_are_the_last_given() {
+        let mut names = HashMap::new();
+        let addresses = [0x7f10_0000_003f, 0x7f10_0000_0040, 0x7f10_0000_0210, 0x7f10_0000_0220];
+        read_perf_map(PERF_MAPS[0], &addresses, |address, symbol| drop(names.insert(address, symbol)));
+        let name = |address| names.get(address).map(|symbol| (&*symbol.name, symbol.offset));
+        assert_eq!(name(&addresses[0]), Some(("Builtins_Call_ReceiverIsAny", 0x3f)));
+        assert_eq!(name(&addresses[1]), Some(("LazyCompile:*parse node:internal/util:12:7", 0)));
+        assert_eq!(name(&addresses[2]), Some(("Lcom/example/A;::run", 0x10)));
+        assert_eq!(name(&addresses[3]), None);
+    }
+
+    #[test]
+    fn a_line_without_end_does_not_fill_the_memory() {
+        struct Endless(u64);
+        impl Read for Endless {
+            fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+                self.0 += buffer.len() as u64;
+                assert!(self.0 <= PERF_MAP_MAX + (1 << 20), "it is read to its end, which it does not have");
+                buffer.fill(b'x');
+                Ok(buffer.len())
+            }
+        }
+        let mut known = 0;
+        read_perf_map(b"10 20 f\n".chain(Endless(0)), &[0x10], |_, symbol| known += symbol.name.len());
+        assert_eq!(known, 1);
+    }
 
     const MAPS: &[u8] = b"\
 55d0c0000000-55d0c0001000 r--p 00000000 fe:01 100 /usr/bin/a b
@@ -502,5 +623,6 @@ mod tests {
         assert_eq!(parse_perf_map_line(b"7f00 20 a::b (int)"), Some((0x7f00, 0x20, "a::b (int)".into())));
         assert_eq!(parse_perf_map_line(b"0x10 0x2 f"), Some((0x10, 2, "f".into())));
         assert_eq!(parse_perf_map_line(b"junk"), None);
+        assert_eq!(parse_perf_map_line(b"10 2 "), None);
     }
 }

@@ -1,5 +1,6 @@
 //! BPF hash maps as tables: all entries at once.
 
+use std::ffi::c_void;
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result};
@@ -24,16 +25,43 @@ pub fn read<K: Plain + Default, V: Plain + Default>(map: &impl MapCore) -> Resul
     Ok(entries)
 }
 
+/// Take all entries out of a hash map to which nothing is added meanwhile.
+///
+/// # Errors
+/// When the kernel does not let the map be read.
+pub fn take<K: Plain + Default, V: Plain + Default>(map: &impl MapCore) -> Result<Vec<(K, V)>> {
+    let mut entries = Vec::new();
+    by_batches(map, libbpf_sys::bpf_map_lookup_and_delete_batch, |key, value| {
+        entries.extend(from_bytes(key).zip(from_bytes(value)));
+        Ok(())
+    })?;
+    Ok(entries)
+}
+
 /// Hand every entry, as the bytes of key and value, to `take`: a table of any size is read in the memory of one batch. A
 /// value of a per-CPU map is those of all CPUs, one after the other, each at a multiple of 8 bytes.
 ///
+/// # Errors
+/// When the kernel does not let the map be read, or what `take` returns.
+pub fn each(map: &impl MapCore, take: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+    by_batches(map, libbpf_sys::bpf_map_lookup_batch, take)
+}
+
+/// One of libbpf's functions for batches: map, where to go on, where the next goes on, keys, values, how many, options.
+type Batch = unsafe extern "C" fn(
+    i32,
+    *mut c_void,
+    *mut c_void,
+    *mut c_void,
+    *mut c_void,
+    *mut u32,
+    *const libbpf_sys::bpf_map_batch_opts,
+) -> i32;
+
 /// By batches (5.6; of per-CPU arrays 5.13). Not libbpf-rs's iterator, which takes a batch that is not full for the last:
 /// the kernel ends one wherever the next bucket of the table would not fit whole (`__htab_map_lookup_and_delete_batch()`
 /// of kernel/bpf/hashtab.c), and says ENOENT only at the end.
-///
-/// # Errors
-/// When the kernel does not let the map be read, or what `take` returns.
-pub fn each(map: &impl MapCore, mut take: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+fn by_batches(map: &impl MapCore, next_batch: Batch, mut take: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
     let key_size = map.key_size() as usize;
     let value_size = match map.map_type() {
         MapType::PercpuArray | MapType::PercpuHash | MapType::LruPercpuHash => {
@@ -55,7 +83,7 @@ pub fn each(map: &impl MapCore, mut take: impl FnMut(&[u8], &[u8]) -> Result<()>
         let from = if is_first { std::ptr::null_mut() } else { at.as_mut_ptr() };
         // SAFETY: the buffers have room for `count` keys and values, and for a position, as the call expects.
         let status = unsafe {
-            libbpf_sys::bpf_map_lookup_batch(
+            next_batch(
                 map.as_fd().as_raw_fd(),
                 from.cast(),
                 next.as_mut_ptr().cast(),

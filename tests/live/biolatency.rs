@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -20,6 +21,8 @@ live_tests! {
     a_wait_for_the_driver_is_queued_time,
     queued_time_is_the_kernels,
     operations_and_flags_are_told_apart,
+    percentiles_are_those_of_the_single_requests,
+    requests_and_those_that_found_no_room_make_the_truth,
     disks_are_told_apart,
     a_partition_leads_to_its_disk,
     an_unknown_disk_is_refused,
@@ -49,13 +52,23 @@ fn histograms(finished: &Finished) -> Outcome<Vec<Value>> {
     Ok(finished.records()?.remove(0)["histograms"].as_array().cloned().unwrap_or_default())
 }
 
-/// Run the tool on one disk while `work` is done; its histograms, and what the kernel counted.
-fn observe(disk: &Disk, args: &str, work: impl FnOnce(&Disk) -> Outcome<Stat>) -> Outcome<(Vec<Value>, Stat)> {
+/// Run the tool on one disk while `work` is done; its histograms, how it ended, and what the kernel counted.
+fn observe_all(
+    disk: &Disk,
+    args: &str,
+    work: impl FnOnce(&Disk) -> Outcome<Stat>,
+) -> Outcome<(Vec<Value>, Finished, Stat)> {
     let tool = Tool::new("biolatency").args(&format!("--json -d {} {args}", disk.name)).start()?;
     let done = work(disk)?;
-    let finished = tool.stop()?.clean()?;
-    check_eq!(finished.lost("states")?, 0);
-    Ok((histograms(&finished)?, done))
+    let finished = tool.stop()?.succeeded()?;
+    Ok((histograms(&finished)?, finished, done))
+}
+
+/// The same of a tool that has lost nothing.
+fn observe(disk: &Disk, args: &str, work: impl FnOnce(&Disk) -> Outcome<Stat>) -> Outcome<(Vec<Value>, Stat)> {
+    let (histograms, finished, done) = observe_all(disk, args, work)?;
+    check_eq!(finished.clean()?.lost("states")?, 0);
+    Ok((histograms, done))
 }
 
 fn totals_are_the_kernels() -> Outcome {
@@ -194,6 +207,61 @@ fn operations_and_flags_are_told_apart() -> Outcome {
     let synchronous = |histogram: &Value| histogram["flags"].as_str().is_some_and(|flags| flags.contains("Sync-"));
     check!(histograms.iter().any(synchronous), "{histograms:?}");
     Ok(())
+}
+
+/// Of requests that come one by one, another tool tells the time of each.
+fn percentiles_are_those_of_the_single_requests() -> Outcome {
+    if tests::is_emulated() {
+        return Err(Stop::Skip("the programs of one tool would be a good part of what the other measures".into()));
+    }
+    const REQUESTS: usize = 72;
+    tests::one_of_three(|| {
+        let disk = Disk::make()?;
+        let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(disk.node())?;
+        let memory = disk::pages(1 << 20)?;
+        let single = Tool::new("biotop").args("--json 0.005").start()?;
+        let tool = Tool::new("biolatency").args(&format!("--json -d {}", disk.name)).start()?;
+        for index in 0..REQUESTS {
+            // From 4 KiB to 512 KiB, each one request: times of many lengths.
+            let size = (4096usize << (index % 8)).min(max_request(&disk)?);
+            // SAFETY: the memory is as large.
+            check_eq!(unsafe { libc::pread(file.as_raw_fd(), memory, size, 0) }, size as isize);
+            // The other tool needs as long as the kernel takes to be done with a table, beside its interval.
+            std::thread::sleep(Duration::from_millis(35));
+        }
+        let histograms = histograms(&tool.stop()?.clean()?)?;
+        let mut times = Vec::new();
+        for record in single.stop()?.clean()?.records()? {
+            let rows = record["rows"].as_array().cloned().unwrap_or_default();
+            let row = rows.iter().find(|row| row["disk"] == disk.name.as_str() && row["io_count"] == 1);
+            times.extend(row.and_then(|row| row["avg_ns"].as_u64()));
+        }
+        let count = histograms[0]["count"].as_u64().ok_or("no count")?;
+        check!(count <= REQUESTS as u64 && count + 2 >= REQUESTS as u64, "{count} of {REQUESTS}");
+        tests::check_percentiles(&histograms[0], &times, count.max(times.len() as u64))
+    })
+}
+
+/// The largest request that a disk takes whole, in bytes.
+fn max_request(disk: &Disk) -> Outcome<usize> {
+    let kib = fs::read_to_string(format!("/sys/block/{}/queue/max_sectors_kb", disk.name))?;
+    Ok(kib.trim().parse::<usize>()? << 10)
+}
+
+fn requests_and_those_that_found_no_room_make_the_truth() -> Outcome {
+    tests::one_of_three(|| {
+        let disk = Disk::make()?;
+        let (histograms, finished, done) = observe_all(&disk, "-F --map-entries hist_by_id=3", mixed_work)?;
+        let (counted, lost) = (total(&histograms, "count"), finished.lost("keys")?);
+        check!(counted > 0 && lost > 0, "{counted} counted, {lost} lost");
+        check!(finished.stderr.contains("the table was full"), "losses are said: {}", finished.stderr);
+        check_eq!(counted + lost, done.requests(), "{counted} counted, {lost} lost");
+        // A request of which nothing could be noted is counted all the same: the kernel knows when it was made.
+        let (histograms, finished, done) = observe_all(&disk, "--map-entries block_requests=1", mixed_work)?;
+        check!(finished.lost("states")? > 0, "all found room: {}", finished.stdout);
+        check_eq!(total(&histograms, "count"), done.requests());
+        Ok(())
+    })
 }
 
 fn disks_are_told_apart() -> Outcome {

@@ -5,12 +5,15 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use tests::{Outcome, Tool, binary, check, check_eq, live_tests, loaded_programs};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+use tests::{Outcome, Tool, binary, check, check_eq, command_line, live_tests, loaded_programs};
 
 live_tests! {
     wrong_usage_is_one_line_and_exit_2,
     what_does_not_exist_is_one_line_and_exit_1,
     without_privileges_exit_3,
+    any_command_line_ends_with_a_status_and_at_most_one_line,
     help_and_version_work_for_all,
     signals_end_it_at_once,
     a_closed_pipe_ends_it_quietly,
@@ -84,6 +87,32 @@ fn without_privileges_exit_3() -> Outcome {
         };
         check_eq!(finished.status.code(), Some(3), "{tool}: {}", finished.stderr);
         check!(finished.stderr.contains("sudo") && finished.stderr.lines().count() == 1, "{}", finished.stderr);
+    }
+    Ok(())
+}
+
+/// Past the parser, too: an unprivileged user comes as far as the question for privileges.
+fn any_command_line_ends_with_a_status_and_at_most_one_line() -> Outcome {
+    for program in tools::programs() {
+        let mut runner = TestRunner::default();
+        for _ in 0..80 {
+            let tree = command_line::arguments(program).new_tree(&mut runner).map_err(|reason| reason.to_string())?;
+            let args = tree.current();
+            let shown = format!("{} {args:?}", program.name);
+            let finished = args.into_iter().fold(Tool::new(program.name), Tool::arg).unprivileged().run();
+            let Ok(finished) = finished else {
+                return Err(tests::Stop::Skip("an unprivileged user cannot reach the binaries".into()));
+            };
+            let lines = finished.stderr.lines().count();
+            match finished.status.code() {
+                Some(0) => check!(lines == 0 && !finished.stdout.is_empty(), "{shown}: {finished:?}"),
+                Some(1..=3) => {
+                    check_eq!(lines, 1, "{shown}: {finished:?}");
+                    check!(finished.stderr.starts_with(&format!("{}: ", program.name)), "{shown}: {finished:?}");
+                }
+                _ => return Err(format!("{shown}: {finished:?}").into()),
+            }
+        }
     }
     Ok(())
 }

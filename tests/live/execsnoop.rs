@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::thread;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::{Finished, Outcome, Tool, check, check_eq, is_emulated, live_tests};
 
@@ -15,6 +16,7 @@ live_tests! {
     two_thousand_in_parallel_are_two_thousand_rows,
     rows_by_raw_tracepoint,
     rows_through_perf_buffers,
+    losses_and_rows_make_the_truth,
     arguments_path_and_parent,
     scripts_show_their_interpreter,
     by_descriptor_and_by_another_thread,
@@ -62,6 +64,27 @@ fn rows_by_raw_tracepoint() -> Outcome {
 
 fn rows_through_perf_buffers() -> Outcome {
     burst(25, "--transport perf")
+}
+
+fn losses_and_rows_make_the_truth() -> Outcome {
+    const COUNT: usize = 200;
+    for transport in ["--buffer 4", "--transport perf --buffer 4"] {
+        let args = format!("--json -P {} {transport}", std::process::id());
+        let tool = Tool::new("execsnoop").args(&args).start()?;
+        // A reader that does not run cannot keep up.
+        tool.signal(Signal::SIGSTOP)?;
+        for _ in 0..COUNT {
+            Command::new("/bin/true").arg("corescope-lost").status()?;
+        }
+        tool.signal(Signal::SIGCONT)?;
+        let finished = tool.stop()?;
+        let lost = finished.lost("events")?;
+        check!(lost > 0 && lost < COUNT as u64, "a buffer of 4 KiB holds some of them: {lost} lost ({transport})");
+        check!(finished.stderr.contains("the buffer was full"), "losses are said: {}", finished.stderr);
+        let rows = rows_with(&finished, "corescope-lost")?.len();
+        finished.complete(rows + lost as usize, COUNT)?;
+    }
+    Ok(())
 }
 
 fn arguments_path_and_parent() -> Outcome {

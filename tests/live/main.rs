@@ -14,6 +14,7 @@ mod output;
 mod privilege;
 mod profile;
 mod runqlat;
+mod soak;
 mod target;
 mod tcplife;
 
@@ -36,6 +37,7 @@ fn main() -> std::process::ExitCode {
         privilege::tests(),
         profile::tests(),
         runqlat::tests(),
+        soak::tests(),
         target::tests(),
         tcplife::tests(),
     ];

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::{Finished, Guard, Outcome, Stop, Tool, check, check_eq, live_tests, workload};
 
@@ -19,6 +20,7 @@ live_tests! {
     sizes_and_ages_are_held,
     one_object_only,
     each_event_is_traced,
+    losses_and_rows_make_the_truth,
     the_kernel_is_traced,
     what_cannot_be_traced_is_named,
 }
@@ -213,6 +215,30 @@ fn each_event_is_traced() -> Outcome {
     let of = |op: &str| records.iter().filter(|record| record["op"] == op && record["size_bytes"] == 24).count();
     check_eq!(of("alloc"), 500);
     check_eq!(of("free"), 0);
+    Ok(())
+}
+
+fn losses_and_rows_make_the_truth() -> Outcome {
+    for transport in ["--buffer 4", "--transport perf --buffer 4"] {
+        let mut leaks = Leaks::start(&["many", "2000", "24"])?;
+        let args = format!("--json -t -z 24 -Z 24 -T 100 -o 0 -p {} {transport}", leaks.0.pid());
+        let tool = Tool::new("memleak").args(&args).start()?;
+        // A reader that does not run cannot keep up.
+        tool.signal(Signal::SIGSTOP)?;
+        leaks.go()?;
+        tool.signal(Signal::SIGCONT)?;
+        let finished = tool.stop()?;
+        let rows = finished.records()?.iter().filter(|record| record["op"] == "alloc").count();
+        let lost = finished.lost("events")?;
+        check!(rows > 0 && lost > 0, "{transport}: {rows} rows, {lost} lost");
+        check!(finished.stderr.contains("the buffer was full"), "losses are said: {}", finished.stderr);
+        check_eq!(rows as u64 + lost, 2000, "{transport}: {rows} rows, {lost} lost");
+        check_eq!(
+            by_function(&finished)?.values().map(|(_, count)| count).sum::<u64>(),
+            2000,
+            "the report has them all"
+        );
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use common::kernel::Btf;
 use serde_json::Value;
-use tests::{Finished, Guard, Outcome, Tool, check, check_eq, is_emulated, live_tests};
+use tests::{Finished, Guard, Outcome, Tool, Waits, check, check_eq, is_emulated, live_tests};
 
 use crate::profile::{functions, stacks};
 
@@ -14,6 +14,8 @@ live_tests! {
     sleeps_by_raw_tracepoint,
     sleeps_through_perf_buffers,
     sleeps_with_early_stacks,
+    every_switch_is_counted,
+    switches_and_those_that_found_no_room_make_the_truth,
     limits_are_in_microseconds,
     states_are_a_mask,
     a_preempted_thread_is_told_from_a_sleeping_one,
@@ -99,6 +101,41 @@ fn sleeps_through_perf_buffers() -> Outcome {
 
 fn sleeps_with_early_stacks() -> Outcome {
     check_sleeps("--early-stacks")
+}
+
+/// Run the tool on a process whose switches the kernel counts: how many the tool counted, and how many there were.
+fn observe_switches(args: &str) -> Outcome<(u64, Finished, u64)> {
+    let mut waits = Waits::start(1, Duration::from_millis(if is_emulated() { 3000 } else { 1000 }))?;
+    let _other = Guard::workload("spin", &["1", "60"])?;
+    let tool = Tool::new("offcputime").args(&format!("--json -m 0 -p {} {args}", waits.pid())).start()?;
+    let before = waits.switches()?;
+    waits.work(|| Ok(()))?;
+    let truth = waits.switches()? - before;
+    let finished = tool.stop()?.succeeded()?;
+    let counted = sum(&stacks(&finished)?, "count", |stack| stack["still_blocked"] == false);
+    check!(truth > 50, "only {truth} switches");
+    Ok((counted, finished, truth))
+}
+
+fn every_switch_is_counted() -> Outcome {
+    for args in ["", "--early-stacks"] {
+        tests::one_of_three(|| {
+            let (counted, finished, truth) = observe_switches(args)?;
+            let unseen = finished.lost("unseen")?;
+            finished.clean()?.complete((counted + unseen) as usize, truth as usize)
+        })?;
+    }
+    Ok(())
+}
+
+fn switches_and_those_that_found_no_room_make_the_truth() -> Outcome {
+    tests::one_of_three(|| {
+        let (counted, finished, truth) = observe_switches("--map-entries offcputime_times=2")?;
+        let lost = finished.lost("keys")?;
+        check!(lost > 0, "all found room: {}", finished.stdout);
+        check!(finished.stderr.contains("the table was full"), "losses are said: {}", finished.stderr);
+        finished.complete((counted + lost + finished.lost("unseen")?) as usize, truth as usize)
+    })
 }
 
 fn limits_are_in_microseconds() -> Outcome {

@@ -16,6 +16,7 @@ live_tests! {
     every_open_once_through_perf_buffers,
     every_open_once_by_raw_tracepoint,
     losses_and_rows_make_the_truth,
+    losses_and_rows_with_stacks_make_the_truth,
     each_call_with_flags_and_mode,
     failures_have_their_errno,
     full_paths_from_directory_and_cwd,
@@ -86,6 +87,16 @@ fn losses_and_rows_make_the_truth() -> Outcome {
         let finished = open_many_with(50_000, transport, |tool| tool.signal(Signal::SIGSTOP))?;
         check!(finished.lost("events")? > 0, "a buffer of 4 KiB cannot have held them ({transport})");
         check!(finished.stderr.contains("the buffer was full"), "losses are said: {}", finished.stderr);
+    }
+    Ok(())
+}
+
+/// Stacks go through the same buffer, but are no opens.
+fn losses_and_rows_with_stacks_make_the_truth() -> Outcome {
+    for transport in ["--buffer 4", "--transport perf --buffer 4"] {
+        let args = format!("-c {transport}");
+        let finished = open_many_with(5_000, &args, |tool| tool.signal(Signal::SIGSTOP))?;
+        check!(finished.lost("events")? > 0, "a buffer of 4 KiB cannot have held them ({transport})");
     }
     Ok(())
 }

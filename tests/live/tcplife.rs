@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
 use std::process::ChildStdout;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::{Finished, Guard, Outcome, Tool, check, check_eq, is_emulated, live_tests};
 
@@ -12,6 +13,7 @@ live_tests! {
     ten_thousand_connections_have_twenty_thousand_ends,
     ten_thousand_connections_through_perf_buffers,
     connections_by_raw_tracepoint,
+    losses_and_rows_make_the_truth,
     bytes_and_owners_are_exact,
     bytes_and_owners_are_exact_over_ipv6,
     ipv4_on_an_ipv6_socket_is_ipv4,
@@ -70,6 +72,31 @@ fn ten_thousand_connections_through_perf_buffers() -> Outcome {
 
 fn connections_by_raw_tracepoint() -> Outcome {
     connect_many(500, "--hook raw_tp")
+}
+
+fn losses_and_rows_make_the_truth() -> Outcome {
+    const COUNT: usize = 300;
+    for transport in ["--buffer 4", "--transport perf --buffer 4"] {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let port = listener.local_addr()?.port();
+        let args = format!("--json -p {} {transport}", std::process::id());
+        let tool = Tool::new("tcplife").args(&args).start()?;
+        // A reader that does not run cannot keep up.
+        tool.signal(Signal::SIGSTOP)?;
+        for _ in 0..COUNT {
+            let client = TcpStream::connect(("127.0.0.1", port))?;
+            drop((listener.accept()?, client));
+        }
+        // The last ends come after close(2) has returned.
+        std::thread::sleep(Duration::from_millis(300));
+        tool.signal(Signal::SIGCONT)?;
+        let finished = tool.stop()?;
+        let lost = finished.lost("events")?;
+        check!(lost > 0 && lost < 2 * COUNT as u64, "a buffer of 4 KiB holds some: {lost} lost ({transport})");
+        check!(finished.stderr.contains("the buffer was full"), "losses are said: {}", finished.stderr);
+        finished.complete(with_port(&finished, port)?.len() + lost as usize, 2 * COUNT)?;
+    }
+    Ok(())
 }
 
 struct Peer {

@@ -295,6 +295,16 @@ impl Drop for Disk {
     }
 }
 
+/// So many bytes of memory, aligned as direct I/O wants it, for as long as this process lives.
+pub fn pages(size: usize) -> Outcome<*mut libc::c_void> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a fresh mapping; the result is checked.
+    let memory =
+        unsafe { libc::mmap(std::ptr::null_mut(), size, access, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
+    crate::check!(memory != libc::MAP_FAILED, "no memory");
+    Ok(memory)
+}
+
 /// A process that will do so many requests of `size` bytes each to a device or file; `kind` as workloads/blockio.c
 /// explains it. [`Disk::work`] lets it.
 pub fn worker(path: &Path, kind: &str, count: u64, size: u64) -> Outcome<Guard> {

@@ -1,6 +1,7 @@
 //! What the live tests share: a tool that is started and known to be attached, its output as records, workloads with
 //! a known truth, and the difference between a test that failed and one that this kernel cannot run.
 
+pub mod command_line;
 pub mod disk;
 pub mod pprof;
 pub mod svg;
@@ -8,17 +9,18 @@ pub mod svg;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use common::lost::Lost;
+use common::proc::Thread;
 use libtest_mimic::{Completion, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -128,12 +130,16 @@ pub struct Tool {
     name: String,
     args: Vec<OsString>,
     unprivileged: bool,
+    /// What it may leave files in.
+    directory: Option<PathBuf>,
+    /// How much of its output is kept: the last.
+    kept: usize,
 }
 
 impl Tool {
     /// The tool of this name, without arguments.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), args: Vec::new(), unprivileged: false }
+        Self { name: name.to_owned(), args: Vec::new(), unprivileged: false, directory: None, kept: usize::MAX }
     }
 
     /// Add arguments, split at white space.
@@ -151,6 +157,18 @@ impl Tool {
     /// Run it as an unprivileged user.
     pub fn unprivileged(mut self) -> Self {
         self.unprivileged = true;
+        self
+    }
+
+    /// Run it in this directory, which is also where it is told to make temporary files.
+    pub fn directory(mut self, path: &Path) -> Self {
+        self.directory = Some(path.to_owned());
+        self
+    }
+
+    /// Keep only about so much of what it writes, the last.
+    pub fn keep(mut self, bytes: usize) -> Self {
+        self.kept = bytes;
         self
     }
 
@@ -181,19 +199,28 @@ impl Tool {
             // 65534 is `nobody` on every distribution.
             command.uid(65534).gid(65534);
         }
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory).env("TMPDIR", directory);
+        }
         let mut child = command.spawn().map_err(|error| format!("cannot run {}: {error}", self.name))?;
+        let kept = self.kept;
         let collect = |mut pipe: Box<dyn Read + Send>| {
-            let text = Arc::new(Mutex::new(Vec::new()));
-            let sink = Arc::clone(&text);
+            let (text, written) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicU64::new(0)));
+            let (sink, count) = (Arc::clone(&text), Arc::clone(&written));
             let thread = std::thread::spawn(move || {
                 let mut chunk = [0; 64 << 10];
                 while let Ok(size @ 1..) = pipe.read(&mut chunk) {
+                    count.fetch_add(size as u64, Ordering::Relaxed);
                     if let Ok(mut sink) = sink.lock() {
                         sink.extend_from_slice(&chunk[..size]);
+                        if sink.len() / 2 > kept {
+                            let surplus = sink.len() - kept;
+                            sink.drain(..surplus);
+                        }
                     }
                 }
             });
-            Collected { text, thread }
+            Collected { text, written, thread }
         };
         let stdout = collect(Box::new(child.stdout.take().ok_or("no stdout")?));
         let stderr = collect(Box::new(child.stderr.take().ok_or("no stderr")?));
@@ -243,6 +270,7 @@ impl Terminal {
 
 struct Collected {
     text: Arc<Mutex<Vec<u8>>>,
+    written: Arc<AtomicU64>,
     thread: JoinHandle<()>,
 }
 
@@ -275,6 +303,16 @@ impl Running {
     /// What it has written so far.
     pub fn stdout(&self) -> String {
         self.stdout.as_ref().map(Collected::now).unwrap_or_default()
+    }
+
+    /// What it has said on stderr so far.
+    pub fn stderr(&self) -> String {
+        self.stderr.as_ref().map(Collected::now).unwrap_or_default()
+    }
+
+    /// How many bytes it has written so far.
+    pub fn written(&self) -> u64 {
+        self.stdout.as_ref().map_or(0, |collected| collected.written.load(Ordering::Relaxed))
     }
 
     /// Wait until its output satisfies `done`.
@@ -415,6 +453,12 @@ pub fn one_of_three(attempt: impl Fn() -> Outcome) -> Outcome {
     attempt()
 }
 
+/// Skip a test that takes long, unless $CORESCOPE_LONG asks for it.
+pub fn only_long() -> Outcome {
+    let wanted = std::env::var_os("CORESCOPE_LONG").is_some();
+    if wanted { Ok(()) } else { Err(Stop::Skip("takes half a minute: CORESCOPE_LONG=1".into())) }
+}
+
 /// Whether the CPUs are emulated (by qemu, as in scripts/vm): what they do in a second means nothing there.
 pub fn is_emulated() -> bool {
     std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("QEMU TCG"))
@@ -450,12 +494,59 @@ pub fn run_once(program: i32, args: &[u64; 2]) -> anyhow::Result<()> {
 
 /// The ids of all BPF programs now loaded.
 pub fn loaded_programs() -> Vec<u32> {
+    ids(libbpf_sys::bpf_prog_get_next_id)
+}
+
+/// All ids that one of these functions goes through.
+fn ids(next: unsafe extern "C" fn(u32, *mut u32) -> i32) -> Vec<u32> {
     let (mut id, mut ids) = (0, Vec::new());
     // SAFETY: the kernel writes the next id to a valid integer, and says when there is none.
-    while unsafe { libbpf_sys::bpf_prog_get_next_id(id, &raw mut id) } == 0 {
+    while unsafe { next(id, &raw mut id) } == 0 {
         ids.push(id);
     }
     ids
+}
+
+/// What of BPF a process has open, by the ids that the kernel gave, and the kernel memory of the maps among it, in bytes.
+#[derive(Clone, Debug, Default)]
+pub struct OpenBpf {
+    /// Programs.
+    pub programs: Vec<u32>,
+    /// Maps.
+    pub maps: Vec<u32>,
+    /// Links.
+    pub links: Vec<u32>,
+    /// What the kernel says that the maps take.
+    pub map_bytes: u64,
+}
+
+impl OpenBpf {
+    /// Of this process, from /proc.
+    pub fn of(pid: u32) -> Outcome<Self> {
+        let mut open = Self::default();
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+            // A descriptor may have been closed meanwhile.
+            let Ok(text) = std::fs::read_to_string(entry?.path()) else { continue };
+            let field = |key: &str| common::proc::status_field(&text, key)?.parse::<u64>().ok();
+            if let Some(id) = field("link_id") {
+                open.links.push(id as u32);
+            } else if let Some(id) = field("map_id") {
+                open.maps.push(id as u32);
+                open.map_bytes += field("memlock").unwrap_or(0);
+            } else if let Some(id) = field("prog_id") {
+                open.programs.push(id as u32);
+            }
+        }
+        Ok(open)
+    }
+
+    /// How much of this is still there.
+    pub fn remaining(&self) -> usize {
+        let count = |own: &[u32], there: Vec<u32>| own.iter().filter(|id| there.contains(id)).count();
+        let get = [libbpf_sys::bpf_prog_get_next_id, libbpf_sys::bpf_map_get_next_id, libbpf_sys::bpf_link_get_next_id];
+        let [programs, maps, links] = get.map(ids);
+        count(&self.programs, programs) + count(&self.maps, maps) + count(&self.links, links)
+    }
 }
 
 /// A running program that is killed when dropped.
@@ -479,6 +570,84 @@ impl Drop for Guard {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The workload `waits`: asleep before and after its work, so that what happened to it between is known to the last.
+pub struct Waits {
+    process: Guard,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Waits {
+    /// Start it on this CPU, to work so long, and wait until it sleeps.
+    pub fn start(cpu: u32, time: Duration) -> Outcome<Self> {
+        let mut process = Guard::workload("waits", &[&cpu.to_string(), &time.as_millis().to_string()])?;
+        let lines = BufReader::new(process.0.stdout.take().ok_or("no stdout")?);
+        let mut waits = Self { process, lines };
+        waits.until("ready")?;
+        Ok(waits)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The lines that it writes before this one, after which it goes to sleep.
+    fn until(&mut self, last: &str) -> Outcome<Vec<String>> {
+        let mut said = Vec::new();
+        loop {
+            let mut line = String::new();
+            check!(self.lines.read_line(&mut line)? > 0, "it ended before it was {last}");
+            if line.trim_end() == last {
+                break;
+            }
+            said.push(line.trim_end().to_owned());
+        }
+        let thread = Thread { pid: self.pid(), tid: self.pid() };
+        wait_until(|| thread.stat().is_some_and(|(_, fields)| fields.first().is_some_and(|state| state == "S")))?;
+        Ok(said)
+    }
+
+    /// Let it work, with something done meanwhile. Those of its waits for a CPU, in ns, that it saw one by one.
+    pub fn work(&mut self, meanwhile: impl FnOnce() -> Outcome) -> Outcome<Vec<u64>> {
+        self.process.0.stdin.as_mut().ok_or("no stdin")?.write_all(b"\n")?;
+        meanwhile()?;
+        let said = self.until("done")?;
+        Ok(said.iter().filter_map(|line| line.parse().ok()).collect())
+    }
+
+    /// How often it was put on a CPU, by the scheduler's own count.
+    pub fn slices(&self) -> Outcome<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/schedstat", self.pid()))?;
+        Ok(text.split_whitespace().nth(2).ok_or("no time slices in schedstat")?.parse()?)
+    }
+
+    /// How often it left the CPU, by the kernel's own count.
+    pub fn switches(&self) -> Outcome<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        ["voluntary_ctxt_switches", "nonvoluntary_ctxt_switches"].iter().try_fold(0, |sum, key| {
+            let count = common::proc::status_field(&status, key).ok_or("no context switches in status")?;
+            Ok(sum + count.parse::<u64>()?)
+        })
+    }
+}
+
+/// Hold percentiles, by their keys in `report`, against the single values that they are of: within 5 %. Of `count` values
+/// that were reported some may not be among `values`, and then the truth is known as far as those do not matter.
+pub fn check_percentiles(report: &Value, values: &[u64], count: u64) -> Outcome {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    let others = (count as usize).checked_sub(sorted.len()).ok_or("more single values than were reported")?;
+    check!(sorted.len() >= 50 && others * 10 <= sorted.len(), "{} values, and {others} others", sorted.len());
+    for (key, percent) in [("p50_ns", 50.0), ("p90_ns", 90.0), ("p99_ns", 99.0)] {
+        let rank = (count as f64 * percent / 100.0).ceil() as usize;
+        let at = |rank: usize| sorted[rank.clamp(1, sorted.len()) - 1] as f64;
+        let (least, most) = (at(rank.saturating_sub(others)) * 0.95, at(rank) * 1.05);
+        let got = report[key].as_f64().ok_or("no such percentile")?;
+        check!((least..=most).contains(&got), "{key} is {got}, not from {least} to {most}: {sorted:?}");
+    }
+    Ok(())
 }
 
 /// Where the cgroup v2 hierarchy is mounted.

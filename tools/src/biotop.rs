@@ -16,11 +16,11 @@ use common::cli::{self, Format, Interval, Output, Tool};
 use common::disk::{self, Disk};
 use common::load::{Hook, Loader, hook, way};
 use common::out::{self, Cell, Column, Out, Rows};
-use common::session::{Report, Run, decode};
+use common::session::{Report, Run};
 use common::subject::{By, ByArgs, Subjects};
 use common::target::{Target, TargetArgs};
 use common::text::Text;
-use common::{proc, time};
+use common::{proc, table, time};
 use libbpf_rs::{MapCore, MapFlags};
 
 /// Show which processes do block I/O: on which disk, how much, and how long it takes
@@ -196,11 +196,8 @@ impl View<'_> {
         let next = next.as_fd().as_raw_fd().to_ne_bytes();
         maps.biotop_current.update(&0u32.to_ne_bytes(), &next, MapFlags::ANY).context("cannot change the tables")?;
         self.odd = !self.odd;
-        let entries = former.lookup_and_delete_batch(1024, MapFlags::ANY, MapFlags::ANY);
-        let mut totals: Vec<Total> = entries
-            .context("cannot read the table")?
-            .filter_map(|(key, value)| Some(Total { key: decode(&key)?.0, value: decode(&value)?.0, group: None }))
-            .collect();
+        let all = table::take(former)?.into_iter();
+        let mut totals: Vec<Total> = all.map(|(key, value)| Total { key, value, group: None }).collect();
         if let Some(subjects) = self.subjects.as_ref().filter(|subjects| subjects.by().is_some()) {
             totals = grouped(totals, |total| subjects.group_of(total.key.tgid, &total.comm()));
         }
@@ -296,7 +293,26 @@ pub fn run(args: Args) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use common::session::decode;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::events;
+
+    proptest! {
+        #[test]
+        fn any_total_is_a_row(key in events::record(), value in events::record(), time_ns: u64) {
+            let Some(((key, _), (value, _))) = decode(&key).zip(decode(&value)) else { return Ok(()) };
+            let total = Total { key, value, group: None };
+            for sort in Sort::value_variants() {
+                total.rank(*sort);
+            }
+            events::check(COLUMNS, &[Vec::new()], |mut out, _| {
+                Rows::new(COLUMNS, |_| true).row(&mut out, &total.cells(time_ns)).ok()?;
+                Some(out)
+            })?;
+        }
+    }
 
     fn total(count: u64, bytes: u64, time_ns: u64) -> Total {
         Total { key: biotop_key::default(), value: biotop_value { count, bytes, time_ns, ..Default::default() }, group: None }

@@ -221,7 +221,36 @@ pub fn run(args: Args) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::events;
+
+    proptest! {
+        #[test]
+        fn any_event_is_a_row(record in events::record(), sizes in (0u16..200, 0u8..200), whole: bool, quote: bool, words in 0usize..4) {
+            let mut record = record;
+            if whole && record.len() > size_of::<execsnoop_event>() {
+                // So that it is not too short for what it says.
+                let at = std::mem::offset_of!(execsnoop_event, args_size);
+                record[at..at + 4].copy_from_slice(&u32::from(sizes.1).to_ne_bytes());
+                let at = std::mem::offset_of!(execsnoop_event, filename_size);
+                record[at..at + 2].copy_from_slice(&sizes.0.to_ne_bytes());
+            }
+            events::check(COLUMNS, &[record], |out, record| {
+                let (clock, rows) = (WallClock::default(), Rows::new(COLUMNS, |_| true));
+                let mut view = View { out, rows, clock, start_ns: 0, quote, words, line: None };
+                view.event(record).is_ok().then_some(view.out)
+            })?;
+        }
+
+        #[test]
+        fn any_arguments_keep_their_borders(args in prop::collection::vec("[^\\x00]{0,5}", 0..6)) {
+            let bytes: Vec<u8> = args.iter().flat_map(|arg| arg.bytes().chain([0])).collect();
+            let found: Vec<Vec<u8>> = split(&bytes).iter().map(|word| word.bytes().to_vec()).collect();
+            prop_assert_eq!(found, args.iter().map(|arg| arg.as_bytes().to_vec()).collect::<Vec<_>>());
+        }
+    }
 
     #[test]
     fn arguments_keep_their_borders() {

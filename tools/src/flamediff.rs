@@ -82,9 +82,9 @@ fn total(stacks: &Folded) -> u64 {
 
 /// Counts as parts of their sum.
 fn normalize(stacks: &mut Folded) {
-    let sum = total(stacks).max(1);
+    let sum = stacks.iter().map(|(_, count)| u128::from(*count)).sum::<u128>().max(1);
     for (_, count) in stacks {
-        *count = ((u128::from(*count) * u128::from(WHOLE) + u128::from(sum / 2)) / u128::from(sum)) as u64;
+        *count = ((u128::from(*count) * u128::from(WHOLE) + sum / 2) / sum) as u64;
     }
 }
 
@@ -230,7 +230,30 @@ pub fn run(args: Args) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::damaged;
+
+    const STACKS: &[&[u8]] = &[include_bytes!("../../common/corpus/stacks.folded"), b"a;f 5\na;f;g 40"];
+
+    proptest! {
+        #[test]
+        fn any_two_files_are_compared(before in damaged(STACKS), after in damaged(STACKS), shares: bool) {
+            let (Ok(mut before), Ok(mut after)) = (folded::parse(&before), folded::parse(&after)) else { return Ok(()) };
+            if shares {
+                normalize(&mut before);
+                normalize(&mut after);
+                prop_assert!(total(&before) <= WHOLE + before.len() as u64);
+            }
+            for (name, counted) in movers([&before, &after]) {
+                prop_assert!(counted.own[0] <= counted.total[0] && counted.own[1] <= counted.total[1]);
+                prop_assert_ne!(delta(counted.own), 0);
+                cells(&name, &counted, shares);
+            }
+            prop_assert_eq!(movers([&before, &before]), []);
+        }
+    }
 
     fn counted(movers: &[(String, Counted)], name: &str) -> Counted {
         movers.iter().find(|(known, _)| known == name).unwrap().1

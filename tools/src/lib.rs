@@ -43,6 +43,13 @@ macro_rules! main {
     };
 }
 
+#[cfg(test)]
+mod events;
+/// What the tests of `common` damage inputs with, and what rows of any event must look like.
+#[cfg(test)]
+#[path = "../../common/src/fuzz.rs"]
+mod fuzz;
+
 pub mod corescope;
 pub mod doctor;
 pub mod flamediff;

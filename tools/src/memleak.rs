@@ -2,8 +2,7 @@
 
 mod allocators;
 
-use std::fs::File;
-use std::io::Read;
+use std::io::ErrorKind;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::mem::MaybeUninit;
@@ -221,6 +220,19 @@ struct Outstanding {
     allocs: Vec<(u64, u64)>,
 }
 
+impl Outstanding {
+    /// One more allocation. The traced program says how large it is: all of them can be more than there is.
+    fn add(&mut self, size: u64) {
+        self.bytes = self.bytes.saturating_add_unsigned(size);
+        self.count += 1;
+    }
+
+    /// Bytes and allocations, where one in `rate` was followed.
+    fn scaled(&self, rate: u32) -> (i64, i64) {
+        (self.bytes.saturating_mul(rate.into()), self.count.saturating_mul(rate.into()))
+    }
+}
+
 struct View<'a> {
     out: Out,
     trace_rows: Rows,
@@ -278,15 +290,7 @@ impl Report for View<'_> {
             return self.look();
         }
         let time_ns = self.clock.unix_ns(event.time_ns);
-        let op = if event.op == memleak_op::MEMLEAK_ALLOC.0 { "alloc" } else { "free" };
-        let cells = [
-            Cell::Time(time_ns),
-            Cell::Uint(event.tid.into()),
-            Cell::Str(op),
-            Cell::Str(&format!("{:#x}", event.address)),
-            Cell::Uint(event.size),
-        ];
-        self.trace_rows.row(&mut self.out, &cells)
+        print_event(&mut self.out, &mut self.trace_rows, &event, time_ns)
     }
 
     fn interval(&mut self) -> Result<()> {
@@ -357,8 +361,7 @@ impl View<'_> {
                 stale.push(*address);
             } else if now_ns.saturating_sub(alloc.time_ns) >= older_ns {
                 let outstanding = all.entry(alloc.stack_id).or_default();
-                outstanding.bytes += alloc.size as i64;
-                outstanding.count += 1;
+                outstanding.add(alloc.size);
                 if self.args.show_allocs {
                     outstanding.allocs.push((u64::from_ne_bytes(*address), alloc.size));
                 }
@@ -412,13 +415,14 @@ impl View<'_> {
                 Ok(())
             }
             Format::Csv => {
-                let (time, rate) = (unix_now_ns() as i64, i64::from(self.args.sample_rate));
+                let time = unix_now_ns() as i64;
                 for (id, outstanding) in sorted {
                     let folded = self.stacked(*id).folded(Style::default(), false);
+                    let (bytes, count) = outstanding.scaled(self.args.sample_rate);
                     let cells = [
                         Cell::Int(time),
-                        Cell::Int(outstanding.bytes * rate),
-                        Cell::Int(outstanding.count * rate),
+                        Cell::Int(bytes),
+                        Cell::Int(count),
                         Cell::Str(folded.trim_start_matches(';')),
                     ];
                     self.stack_rows.row(&mut self.out, &cells)?;
@@ -429,7 +433,7 @@ impl View<'_> {
     }
 
     fn print_text(&mut self, sorted: &[(u64, Outstanding)]) {
-        let rate = i64::from(self.args.sample_rate);
+        let rate = self.args.sample_rate;
         let sampled = if rate > 1 { format!(" (1 in {rate} sampled, scaled up)") } else { String::new() };
         let mut text =
             format!("[{}] Top {} stacks with outstanding allocations{sampled}:\n", self.out.time(unix_now_ns()), sorted.len());
@@ -439,7 +443,7 @@ impl View<'_> {
             for (address, size) in allocs {
                 text.push_str(&format!("\taddr = {address:#x} size = {size}\n"));
             }
-            let (bytes, count) = (outstanding.bytes * rate, outstanding.count * rate);
+            let (bytes, count) = outstanding.scaled(rate);
             text.push_str(&format!("{bytes} bytes in {count} allocations from stack\n"));
             text.push_str(&self.stacked(*id).lines(Style { offsets: true, ..Style::default() }, false));
         }
@@ -447,10 +451,10 @@ impl View<'_> {
     }
 
     fn json(&self, id: u64, outstanding: &Outstanding) -> Value {
-        let rate = i64::from(self.args.sample_rate);
+        let (bytes, count) = outstanding.scaled(self.args.sample_rate);
         let mut object = json!({
-            "bytes": outstanding.bytes * rate,
-            "count": outstanding.count * rate,
+            "bytes": bytes,
+            "count": count,
             "followed_bytes": outstanding.bytes,
             "followed_count": outstanding.count,
             "frames": self.stacks.stack(id).json(),
@@ -469,9 +473,9 @@ impl View<'_> {
     }
 
     fn entry(&self, id: u64, outstanding: &Outstanding) -> Entry {
-        let rate = i64::from(self.args.sample_rate);
+        let (bytes, count) = outstanding.scaled(self.args.sample_rate);
         // What was freed by nobody we saw can make a total negative for a moment.
-        let scaled = |value: i64| u64::try_from(value * rate).unwrap_or(0);
+        let positive = |value: i64| u64::try_from(value).unwrap_or(0);
         Entry {
             cells: match &self.process {
                 Some(process) => vec![Cell::Uint(process.pid.into()), Cell::Text(self.owner.clone())],
@@ -480,7 +484,7 @@ impl View<'_> {
             roots: vec![self.owner.to_string().replace(' ', "_")],
             task: self.owner.to_string(),
             stacked: self.stacked(id),
-            values: vec![scaled(outstanding.count), scaled(outstanding.bytes)],
+            values: vec![positive(count), positive(bytes)],
         }
     }
 
@@ -492,6 +496,19 @@ impl View<'_> {
             Stacked { user: None, kernel: stack }
         }
     }
+}
+
+/// One row of -t.
+fn print_event(out: &mut Out, rows: &mut Rows, event: &memleak_event, time_ns: u64) -> Result<()> {
+    let op = if event.op == memleak_op::MEMLEAK_ALLOC.0 { "alloc" } else { "free" };
+    let cells = [
+        Cell::Time(time_ns),
+        Cell::Uint(event.tid.into()),
+        Cell::Str(op),
+        Cell::Str(&format!("{:#x}", event.address)),
+        Cell::Uint(event.size),
+    ];
+    rows.row(out, &cells)
 }
 
 /// Probe the functions of one file, for the process `pid`, by whichever programs were loaded.
@@ -606,10 +623,9 @@ fn process(args: &Args) -> Result<Option<Process>> {
     if !proc::exists(pid) {
         bail!("no such PID: {pid}");
     }
-    // It may also be shown as empty, as it is of what is no program.
-    let seen = File::open(format!("/proc/{pid}/maps")).and_then(|mut file| file.read(&mut [0]));
-    if seen.is_err() || seen.is_ok_and(|size| size == 0 && !privilege::has(privilege::SYS_PTRACE)) {
-        return Err(unsupported(format!("what process {pid} has mapped is not shown: that takes CAP_SYS_PTRACE")));
+    // Since 6.12 what it has mapped is shown to whoever has CAP_PERFMON; the files are not.
+    if std::fs::metadata(format!("/proc/{pid}/root/")).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied) {
+        return Err(unsupported(format!("the files of process {pid} cannot be read: that takes CAP_SYS_PTRACE")));
     }
     let scanner = Scanner::new(pid, args.obj.clone(), args.symbols_prefix.clone());
     Ok(Some(Process { pid, pidfd: proc::pidfd(pid)?, child, scanner }))
@@ -767,7 +783,48 @@ fn shape_maps<'obj>(loader: &Loader, open: &mut impl OpenSkel<'obj>, args: &Args
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::{events, fuzz};
+
+    proptest! {
+        #[test]
+        fn any_event_is_a_row(record in events::record(), time_ns: u64) {
+            events::check(TRACE_COLUMNS, &[record], |mut out, record| {
+                let (event, _) = decode::<memleak_event>(record)?;
+                print_event(&mut out, &mut Rows::new(TRACE_COLUMNS, |_| true), &event, time_ns).ok()?;
+                Some(out)
+            })?;
+        }
+
+        #[test]
+        fn any_sizes_are_summed(sizes in prop::collection::vec(any::<u64>(), 0..9), rate: u32) {
+            let mut outstanding = Outstanding::default();
+            sizes.iter().for_each(|size| outstanding.add(*size));
+            let (bytes, count) = outstanding.scaled(rate);
+            prop_assert!(bytes >= 0 && count == sizes.len() as i64 * i64::from(rate));
+        }
+
+        /// Words that a shell would make one of, quoted in either way.
+        #[test]
+        fn words_are_what_was_quoted(given in prop::collection::vec(("[a-z \\\\'\"é]{0,6}", 0..3), 1..5)) {
+            let quoted = |(word, how): &(String, i32)| match how {
+                0 => format!("'{}'", word.replace('\'', "'\\''")),
+                1 => format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"")),
+                _ if word.is_empty() => "''".to_owned(),
+                _ => word.chars().map(|c| format!("\\{c}")).collect(),
+            };
+            let line: Vec<String> = given.iter().map(quoted).collect();
+            let expected: Vec<OsString> = given.iter().map(|(word, _)| word.into()).collect();
+            prop_assert_eq!(words(&line.join("  ")).unwrap(), expected);
+        }
+
+        #[test]
+        fn any_command_is_taken_or_refused(line in fuzz::damaged_text(&[b"sh -c 'a \"b\" c' \"d\\\"e\" f\\ g ''"])) {
+            prop_assert!(words(&line).is_ok_and(|words| !words.is_empty()) || words(&line).is_err());
+        }
+    }
 
     #[test]
     fn commands_are_split_as_by_a_shell() {

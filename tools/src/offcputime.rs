@@ -491,7 +491,24 @@ pub fn run(args: Args) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::damaged_text;
+
+    proptest! {
+        #[test]
+        fn any_mask_is_taken_or_refused(text in damaged_text(&[b"3", b"0x402", b"4294967295"]), mask: u32) {
+            prop_assert!(state_mask(&text).is_ok() || state_mask(&text).unwrap_err().contains("0xffffffff"));
+            prop_assert_eq!((state_mask(&mask.to_string()), state_mask(&format!("{mask:#x}"))), (Ok(mask), Ok(mask)));
+        }
+
+        #[test]
+        fn any_fields_are_those_of_a_thread(text in damaged_text(&[b"S 1 2 2 0 -1 4194304 0", b"I 2 0 0 0 -1 69238880 0"])) {
+            let fields: Vec<String> = text.split(' ').map(str::to_owned).collect();
+            prop_assert!(is_kernel_thread(&fields).is_none() || fields.len() > 6);
+        }
+    }
 
     fn args(line: &str) -> Args {
         Args::try_parse_from(line.split(' ')).unwrap()

@@ -137,7 +137,7 @@ impl Report for View {
             return Ok(());
         }
         let (event, text) = decode::<opensnoop_event>(record).context("a malformed event")?;
-        let (fd, errno) = if event.ret >= 0 { (event.ret, 0) } else { (-1, -event.ret) };
+        let (fd, errno) = if event.ret >= 0 { (event.ret, 0) } else { (-1, event.ret.saturating_neg()) };
         let time_ns = self.clock.unix_ns(event.time_ns);
         let created = event.flags & (libc::O_CREAT | libc::O_TMPFILE & !libc::O_DIRECTORY) as u64 != 0;
         let mode = if created { format!("{:04o}", event.mode) } else { "n/a".into() };
@@ -246,13 +246,48 @@ pub fn run(args: Args) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::{events, fuzz};
+
+    proptest! {
+        #[test]
+        fn any_event_is_a_row(record in events::record()) {
+            events::check(COLUMNS, &[record], |out, record| {
+                let (clock, rows) = (WallClock::default(), Rows::new(COLUMNS, |key| key != "callers"));
+                let mut view = View { out, rows, clock, stacks: None };
+                view.event(record).is_ok().then_some(view.out)
+            })?;
+        }
+
+        #[test]
+        fn any_path_is_joined(text: Vec<u8>, path_size: u16, directory_size: u16) {
+            let path = path(&text, path_size.into(), directory_size.into());
+            prop_assert!(path.bytes().len() <= text.len() + 2);
+        }
+
+        #[test]
+        fn any_value_is_taken_or_refused(text in fuzz::damaged_text(&[b"O_CREAT", b"64", b"0", b"262144"])) {
+            prop_assert!(open_flag(&text).is_ok_and(|flag| flag > 0) || open_flag(&text).is_err());
+            prop_assert!(buffer_pages(&text).is_ok_and(|pages| (1..=1 << 18).contains(&pages)) || buffer_pages(&text).is_err());
+        }
+    }
 
     #[test]
     fn relative_paths_are_joined() {
         assert_eq!(path(b"a.txt\0work\0home\0", 6, 10).to_string(), "/home/work/a.txt");
         assert_eq!(path(b"/a.txt\0", 7, 0).to_string(), "/a.txt");
         assert_eq!(path(b"", 0, 0).to_string(), "");
+    }
+
+    #[test]
+    fn an_impossible_result_is_a_row_too() {
+        let mut record = vec![0; size_of::<opensnoop_event>()];
+        let at = std::mem::offset_of!(opensnoop_event, ret);
+        record[at..at + 4].copy_from_slice(&i32::MIN.to_ne_bytes());
+        let (clock, rows, out) = (WallClock::default(), Rows::new(COLUMNS, |_| true), Out::new(Output::default()));
+        View { out, rows, clock, stacks: None }.event(&record).unwrap();
     }
 
     #[test]

@@ -109,36 +109,8 @@ impl Report for View<'_> {
 
     fn event(&mut self, record: &[u8]) -> Result<()> {
         let (event, _) = decode::<tcplife_event>(record).context("a malformed event")?;
-        let before = event.begin_ns == 0;
-        let begin_ns = if before { self.began_ns } else { event.begin_ns };
-        let duration_ms = event.end_ns.saturating_sub(begin_ns) as f64 / 1e6;
-        let since_start_ns = event.end_ns.saturating_sub(self.began_ns);
         let end_unix_ns = self.clock.unix_ns(event.end_ns);
-        let (local, remote) = (address(event.family, &event.local), address(event.family, &event.remote));
-        let known = event.pid != 0;
-        let kib = |bytes: u64| Cell::Float(bytes as f64 / 1024.0, 2);
-        self.rows.row(
-            &mut self.out,
-            &[
-                Cell::Time(end_unix_ns),
-                Cell::Shown(format!("{:.3}", since_start_ns as f64 / 1e9), since_start_ns as i64),
-                if known { Cell::Uint(event.pid.into()) } else { Cell::Unknown },
-                if known { Cell::Text(Text::from_c(&event.comm)) } else { Cell::Unknown },
-                if known { Cell::Uint(event.uid.into()) } else { Cell::Unknown },
-                Cell::Uint(if local.is_ipv4() { 4 } else { 6 }),
-                Cell::Str(&local.to_string()),
-                Cell::Uint(event.local_port.into()),
-                Cell::Str(&remote.to_string()),
-                Cell::Uint(event.remote_port.into()),
-                kib(event.sent_bytes),
-                kib(event.received_bytes),
-                Cell::Measured(format!("{}{duration_ms:.2}", if before { ">" } else { "" }), duration_ms),
-                Cell::Uint(event.sent_bytes),
-                Cell::Uint(event.received_bytes),
-                Cell::Flag("established", event.attempted == 0),
-                Cell::Flag("before", before),
-            ],
-        )
+        print(&mut self.out, &mut self.rows, &event, self.began_ns, end_unix_ns)
     }
 
     fn ended(&mut self) -> Result<()> {
@@ -152,6 +124,39 @@ impl Report for View<'_> {
         }
         Ok(())
     }
+}
+
+/// One row: the end of a session.
+fn print(out: &mut Out, rows: &mut Rows, event: &tcplife_event, began_ns: u64, end_unix_ns: u64) -> Result<()> {
+    let before = event.begin_ns == 0;
+    let begin_ns = if before { began_ns } else { event.begin_ns };
+    let duration_ms = event.end_ns.saturating_sub(begin_ns) as f64 / 1e6;
+    let since_start_ns = event.end_ns.saturating_sub(began_ns);
+    let (local, remote) = (address(event.family, &event.local), address(event.family, &event.remote));
+    let known = event.pid != 0;
+    let kib = |bytes: u64| Cell::Float(bytes as f64 / 1024.0, 2);
+    rows.row(
+        out,
+        &[
+            Cell::Time(end_unix_ns),
+            Cell::Shown(format!("{:.3}", since_start_ns as f64 / 1e9), since_start_ns as i64),
+            if known { Cell::Uint(event.pid.into()) } else { Cell::Unknown },
+            if known { Cell::Text(Text::from_c(&event.comm)) } else { Cell::Unknown },
+            if known { Cell::Uint(event.uid.into()) } else { Cell::Unknown },
+            Cell::Uint(if local.is_ipv4() { 4 } else { 6 }),
+            Cell::Str(&local.to_string()),
+            Cell::Uint(event.local_port.into()),
+            Cell::Str(&remote.to_string()),
+            Cell::Uint(event.remote_port.into()),
+            kib(event.sent_bytes),
+            kib(event.received_bytes),
+            Cell::Measured(format!("{}{duration_ms:.2}", if before { ">" } else { "" }), duration_ms),
+            Cell::Uint(event.sent_bytes),
+            Cell::Uint(event.received_bytes),
+            Cell::Flag("established", event.attempted == 0),
+            Cell::Flag("before", before),
+        ],
+    )
 }
 
 fn set_ports(knob: &mut [u16; PORTS_MAX], ports: &[u16]) -> Result<()> {
@@ -210,7 +215,27 @@ pub fn run(args: Args) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::{events, fuzz};
+
+    proptest! {
+        #[test]
+        fn any_event_is_a_row(record in events::record(), began_ns: u64, end_unix_ns: u64) {
+            events::check(COLUMNS, &[record], |mut out, record| {
+                let (event, _) = decode::<tcplife_event>(record)?;
+                let mut rows = Rows::new(COLUMNS, |_| true);
+                print(&mut out, &mut rows, &event, began_ns, end_unix_ns).ok()?;
+                Some(out)
+            })?;
+        }
+
+        #[test]
+        fn any_port_is_taken_or_refused(text in fuzz::damaged_text(&[b"80", b"65535"])) {
+            prop_assert!(port(&text) != Ok(0));
+        }
+    }
 
     #[test]
     fn addresses_are_written_as_usual() {

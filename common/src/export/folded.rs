@@ -40,7 +40,43 @@ fn printable(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::export::Unit;
+    use crate::export::svg::{self, Palette, Picture};
+    use crate::export::tree::Tree;
+    use crate::fuzz::damaged;
+    use crate::stack::Kind;
+
+    const STACKS: &[&[u8]] = &[include_bytes!("../../corpus/stacks.folded")];
+
+    proptest! {
+        #[test]
+        fn any_file_is_read_and_drawn(text in damaged(STACKS)) {
+            let Ok(stacks) = parse(&text) else { return Ok(()) };
+            prop_assert!(stacks.len() <= text.split(|&byte| byte == b'\n').count());
+            let mut tree = Tree::new("all");
+            for (index, (frames, count)) in stacks.iter().enumerate() {
+                prop_assert!(frames.iter().all(|frame| !frame.contains([';', '\n', '\x1b'])), "{frames:?}");
+                tree.add(frames.iter().map(|frame| (frame.as_str(), Kind::User)), index % 2, *count);
+            }
+            for palette in [Palette::Warm, Palette::Difference] {
+                let picture = Picture { title: "", subtitle: &[], palette, unit: Unit::Count("") };
+                prop_assert!(svg::draw(&tree, &picture).ends_with("</svg>\n"));
+            }
+        }
+
+        /// What is written is read back.
+        #[test]
+        fn lines_are_the_inverse_of_reading(stacks in vec((vec("[a-z:<>(), é]{1,9}", 1..5), any::<u64>()), 0..9)) {
+            let trimmed = |frames: &[String]| frames.iter().map(|frame| format!("x{frame}x")).collect::<Vec<_>>();
+            let stacks: Folded = stacks.iter().map(|(frames, count)| (trimmed(frames), *count)).collect();
+            let text: String = stacks.iter().map(|(frames, count)| format!("{} {count}\n", frames.join(";"))).collect();
+            prop_assert_eq!(parse(text.as_bytes()).unwrap(), stacks);
+        }
+    }
 
     #[test]
     fn lines_are_taken_apart_from_the_end() {

@@ -105,8 +105,9 @@ impl Tree {
         let mut taken = vec![0; self.nodes.len()];
         for index in order {
             let parent = self.nodes[index].parent;
-            places[index].start = places[parent].start + taken[parent];
-            taken[parent] += places[index].width;
+            // What is saturated has no more room for what else there is.
+            places[index].start = places[parent].start.saturating_add(taken[parent]);
+            taken[parent] = taken[parent].saturating_add(places[index].width);
         }
         places
     }
@@ -143,6 +144,15 @@ mod tests {
         tree.add([("read", Kind::Kernel)].into_iter(), 1, 1);
         assert_eq!(tree.nodes().len(), 4);
         assert_eq!(tree.nodes()[0].total, [1, 1]);
+    }
+
+    #[test]
+    fn counts_of_any_size_are_drawn() {
+        let mut tree = Tree::new("all");
+        for name in ["a", "b", "c"] {
+            tree.add([(name, Kind::User), ("x", Kind::User)].into_iter(), 0, u64::MAX - 1);
+        }
+        assert_eq!(tree.places(|node| node.own[0])[0], Place { start: 0, width: u64::MAX });
     }
 
     #[test]

@@ -189,7 +189,23 @@ impl Scanner {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzz::{damaged, damaged_text};
+
+    proptest! {
+        #[test]
+        fn any_maps_are_read(maps in damaged(&[include_bytes!("../../../common/corpus/maps")])) {
+            prop_assert!(executable_files(&maps).all(|mapping| mapping.executable && mapping.file.1 != 0));
+        }
+
+        #[test]
+        fn any_function_has_a_name(name in damaged_text(&[b"malloc", b"_ZnwmSt11align_val_t", b"je_realloc"]), prefix in damaged_text(&[b"", b"my_"])) {
+            let plain = call_of(&name, None);
+            prop_assert!(plain.is_none() || call_of(&name, Some(&prefix)).is_some());
+        }
+    }
 
     #[test]
     fn functions_go_by_their_names() {
