@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use libbpf_rs::MapType;
@@ -32,12 +33,19 @@ impl Drop for Bytes {
     }
 }
 
+/// The file that the user gave in place of the kernel's types.
+static CUSTOM: OnceLock<PathBuf> = OnceLock::new();
+
 impl Btf {
-    /// The types in `custom`, or the running kernel's.
+    /// The types in `custom`, or the running kernel's. Once a file was given, it stands for the kernel's own.
     ///
     /// # Errors
     /// Unsupported when the kernel publishes none and no file was given; failure when the file cannot be read.
     pub fn open(custom: Option<&Path>) -> Result<Self> {
+        if let Some(path) = custom {
+            let _ = CUSTOM.set(path.to_owned());
+        }
+        let custom = custom.or(CUSTOM.get().map(PathBuf::as_path));
         let bytes = match custom {
             Some(path) => Bytes::Read(fs::read(path).with_context(|| format!("cannot read --btf {}", path.display()))?),
             None => map(VMLINUX_BTF).or_else(|| fs::read(VMLINUX_BTF).ok().map(Bytes::Read)).ok_or_else(|| {

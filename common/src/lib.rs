@@ -22,6 +22,7 @@ pub mod lost;
 pub mod node;
 pub mod out;
 pub mod pattern;
+mod pidns;
 pub mod privilege;
 pub mod proc;
 pub mod progress;

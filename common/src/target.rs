@@ -15,6 +15,7 @@ use crate::fault::{unsupported, usage};
 use crate::load::Knobs;
 use crate::node::{Node, Wanted};
 use crate::pattern::Pattern;
+use crate::pidns::Translator;
 use crate::proc::{self, Thread};
 use crate::subject::{Attribute, Wish};
 
@@ -222,8 +223,36 @@ impl Target {
             || self.mntnsmap.is_some()
     }
 
+    /// Refuse to choose processes by id inside a PID namespace, for a tool that looks in /proc for what its programs tell of
+    /// them: the two know them by other ids.
+    ///
+    /// # Errors
+    /// Unsupported, where that is so.
+    pub fn refuse_translation(&self) -> Result<()> {
+        let by_id = !self.pids.is_empty() || !self.tids.is_empty();
+        if by_id && Translator::here().is_needed() {
+            return Err(unsupported(
+                "this tool cannot be asked for process ids inside a PID namespace: run it on the host",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The ids as programs know them, and that of the tool itself.
+    fn translated(&self) -> Result<Ids> {
+        let translator = Translator::here();
+        let own = if self.exclude_self { &[std::process::id()][..] } else { &[] };
+        Ok(Ids {
+            pids: translator.initial(&self.pids)?,
+            tids: translator.initial(&self.tids)?,
+            ppid: translator.initial(self.ppid.as_slice())?.first().copied(),
+            own: translator.initial(own)?.first().copied(),
+        })
+    }
+
     /// Set the constants and maps of an object that is about to be loaded.
     pub(crate) fn apply(&self, object: &mut OpenObject) -> Result<()> {
+        let Ids { pids, tids, ppid, own } = self.translated()?;
         let many = self.pids.len() > 1 || self.follow;
         for mut map in object.maps_mut() {
             let name = map.name().to_string_lossy().into_owned();
@@ -249,12 +278,12 @@ impl Target {
         let flag = |name: &str, value: bool| knobs.set_if_there(name, &[u8::from(value)]);
         flag("filter_active", self.is_some())?;
         flag("filter_beyond_tgid", self.is_beyond_tgid())?;
-        match self.pids[..] {
+        match pids[..] {
             _ if many => flag("filter_many", true)?,
             [pid] => set("filter_tgid", pid)?,
             _ => {}
         }
-        match self.tids[..] {
+        match tids[..] {
             [] => {}
             [tid] => set("filter_tid", tid)?,
             _ => flag("filter_many_tids", true)?,
@@ -262,11 +291,11 @@ impl Target {
         if let Some(uid) = self.uid {
             set("filter_uid", uid)?;
         }
-        if let Some(ppid) = self.ppid {
+        if let Some(ppid) = ppid {
             set("filter_ppid", ppid)?;
         }
-        if self.exclude_self && !self.pids.contains(&std::process::id()) {
-            set("filter_self", std::process::id())?;
+        if let Some(own) = own.filter(|own| !pids.contains(own)) {
+            set("filter_self", own)?;
         }
         if let Some(pattern) = &self.comm {
             set("filter_comm_begin", pattern.begin)?;
@@ -298,19 +327,16 @@ impl Target {
         if let Some(ppid) = self.ppid.filter(|ppid| !proc::exists(*ppid)) {
             bail!("no such parent PID: {ppid}");
         }
-        let any = !self.pids.is_empty() || !self.tids.is_empty() || self.ppid.is_some();
-        if any && !proc::in_initial_pid_namespace() {
-            return Err(unsupported("process ids cannot be chosen from inside a PID namespace: run it on the host"));
-        }
         Ok(())
     }
 
     /// Fill the maps of a loaded object.
     pub(crate) fn fill(&self, object: &Object) -> Result<()> {
+        let Ids { pids, tids, .. } = self.translated()?;
         let bytes = |ids: &[u32]| ids.iter().map(|id| id.to_ne_bytes().to_vec()).collect();
         let sets: [(&str, Vec<Vec<u8>>); 3] = [
-            ("filter_tgids", bytes(&self.pids)),
-            ("filter_tids", bytes(&self.tids)),
+            ("filter_tgids", bytes(&pids)),
+            ("filter_tids", bytes(&tids)),
             ("filter_cgroup_ids", self.cgroups.iter().map(|cgroup| cgroup.id.to_ne_bytes().to_vec()).collect()),
         ];
         for (name, keys) in sets {
@@ -337,12 +363,22 @@ impl Target {
             if all.is_subset(&known) {
                 return Ok(());
             }
-            for pid in all.difference(&known) {
+            let new: Vec<u32> = all.difference(&known).copied().collect();
+            for pid in Translator::here().initial(&new)? {
                 map.update(&pid.to_ne_bytes(), &[1], MapFlags::ANY).context("too many processes to follow")?;
             }
             known.extend(all);
         }
     }
+}
+
+/// The ids of a target as programs know them.
+struct Ids {
+    pids: Vec<u32>,
+    tids: Vec<u32>,
+    ppid: Option<u32>,
+    /// The tool itself, where it is left out.
+    own: Option<u32>,
 }
 
 /// The same choice, for threads that no event tells of: what `filter_wants_task()` does.

@@ -28,6 +28,7 @@ live_tests! {
     signals_reach_the_command,
     what_matches_nothing_is_one_line,
     itself_is_left_out,
+    ids_are_those_of_the_caller_s_namespace,
 }
 
 /// Two processes that do a bit of all that tools trace, and what they work on.
@@ -508,5 +509,38 @@ fn itself_is_left_out() -> Outcome {
         let rows = tool.stop()?.succeeded()?.records()?;
         check_eq!(rows.iter().any(|row| row["pid"] == pid), expected, "{args}");
     }
+    Ok(())
+}
+
+fn ids_are_those_of_the_caller_s_namespace() -> Outcome {
+    let opens = "while :; do : < /dev/null; sleep 0.02; done";
+    let within = |args: &str| -> Outcome<Vec<Value>> {
+        let script = format!(
+            "({opens}) & ours=$!; ({opens}) & exec {} --json --show ns-pid -d 1 {args}",
+            tests::binary("opensnoop").display()
+        );
+        let output = Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", &script])
+            .stdin(Stdio::null())
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        check!(output.status.success() && said.is_empty(), "{args}: {:?} {said}", output.status);
+        let text = String::from_utf8_lossy(&output.stdout);
+        let mut rows: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        rows.retain(|row| row["path"] == "/dev/null");
+        check!(!rows.is_empty(), "{args}: {text}");
+        Ok(rows)
+    };
+    for args in ["-p $ours", "-p $ours,1", "-p $ours --follow", "--tid $ours"] {
+        for row in within(args)? {
+            // The shell is the first process of the namespace, and the one wanted the second.
+            check_eq!(row["ns_pid"], 2, "{args}: {row}");
+            check!(row["pid"].as_u64() > Some(2), "{args}: {row}");
+        }
+    }
+    let script = format!("{} -p 1", tests::binary("profile").display());
+    let output = Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "sh", "-c", &script]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    check!(output.status.code() == Some(3) && said.contains("PID namespace"), "{:?} {said}", output.status);
     Ok(())
 }

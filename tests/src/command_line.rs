@@ -105,9 +105,10 @@ mod tests {
                 Ok(())
             });
             outcome.unwrap();
-            // Or the generator makes nothing that matters.
+            // Or the generator makes nothing that matters. What a program insists on is seldom made.
+            let insists = (program.command)().get_arguments().any(|arg| arg.is_required_set());
             let seen = (taken.get(), refused.get());
-            assert!(seen.0 > 0 && seen.1 > 0, "{}: {seen:?} taken and refused", program.name);
+            assert!((insists || seen.0 > 0) && seen.1 > 0, "{}: {seen:?} taken and refused", program.name);
         }
     }
 }

@@ -140,11 +140,11 @@ pub fn run(args: Args) -> Result<()> {
     let by_disk = args.disks || args.disk == Some(None);
     let named = args.disk.flatten().as_deref().map(disk::find).transpose()?;
     let unit = Unit::msecs_if(args.milliseconds);
+
+    let loader = Loader::new(&args.tool)?;
     let mut target = Target::new(&args.target)?;
     target.wish.by = args.by.by;
     let is_owned = target.is_some() || args.by.by.is_some();
-
-    let loader = Loader::new(&args.tool)?;
     let commands = args.flags.then(|| Commands::read(&loader)).transpose()?;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(BiolatencySkelBuilder::default(), &mut object)?;

@@ -260,10 +260,10 @@ pub fn records() -> Vec<Record> {
 /// # Errors
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
-    let mut target = Target::new(&args.target)?;
-    target.wish.by_process = args.by.by;
 
     let loader = Loader::new(&args.tool)?;
+    let mut target = Target::new(&args.target)?;
+    target.wish.by_process = args.by.by;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(BiotopSkelBuilder::default(), &mut object)?;
     let hooks = loader.first_accepted(&open, &[way(&AT_START, ""), way(&AT_INSERT, disk::LATE_OWNER)])?;

@@ -189,10 +189,10 @@ pub fn records() -> Vec<Record> {
 /// # Errors
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
+    let loader = Loader::new(&args.tool)?;
     let mut target = Target::of_stream(&args.target)?;
     target.comm = target.comm.or(args.name);
     target.children_of(args.ppid)?;
-    let loader = Loader::new(&args.tool)?;
     let mut object = MaybeUninit::uninit();
     let open = loader.open(ExecsnoopSkelBuilder::default(), &mut object)?;
     let hooks = [hook("execsnoop_exec"), hook("execsnoop_exit")];

@@ -56,14 +56,14 @@ pub mod flamediff;
 pub mod install;
 
 registry! {
-    biolatency ["-c CGROUP"],
+    biolatency ["-c CGROUP", "--by unit"],
     biotop,
     execsnoop ["-x"],
     memleak ["-p PID", "--percpu"],
     offcputime ["--early-stacks"],
-    opensnoop ["-F", "-c"],
+    opensnoop ["-F", "-c", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup"],
     profile,
-    runqlat ["--pidnss"],
+    runqlat ["--pidnss", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup -P", "--by comm"],
     tcplife,
 }
 

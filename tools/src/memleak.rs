@@ -693,12 +693,13 @@ pub fn run(args: Args) -> Result<()> {
     }
     let process = process(&args)?;
     let until: Option<OwnedFd> = process.as_ref().map(|process| process.pidfd.try_clone()).transpose()?;
+
+    let loader = Loader::new(&args.tool)?;
     // The command is held here, until its allocators are found.
     let mut target = Target::new(&TargetArgs { traced_command: Vec::new(), ..args.target.clone() })?;
     target.pids = process.iter().map(|process| process.pid).collect();
     target.exclude_self = process.is_none();
-
-    let loader = Loader::new(&args.tool)?;
+    target.refuse_translation()?;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(MemleakSkelBuilder::default(), &mut object)?;
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;

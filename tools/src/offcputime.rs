@@ -444,10 +444,11 @@ pub fn run(args: Args) -> Result<()> {
     if args.max_block_time.is_some_and(|max| max < args.min_block_time) {
         return Err(common::fault::usage("--max-block-time is less than --min-block-time: no time is between them"));
     }
+    let mut loader = Loader::new(&args.tool)?;
     let mut target = Target::new(&args.target)?;
+    target.refuse_translation()?;
     target.wish.by_process = args.by.by;
     let chooser = target.chooser();
-    let mut loader = Loader::new(&args.tool)?;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(OffcputimeSkelBuilder::default(), &mut object)?;
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;

@@ -205,13 +205,13 @@ pub fn records() -> Vec<Record> {
 /// # Errors
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
-    let mut target = Target::of_stream(&args.target)?;
-    target.comm = target.comm.or(args.name);
-    target.run(&args.exec)?;
     let mut tool = args.tool;
     tool.buffer = args.buffer_pages.map_or(tool.buffer, |pages| (pages * 4).max(4));
 
     let loader = Loader::new(&tool)?;
+    let mut target = Target::of_stream(&args.target)?;
+    target.comm = target.comm.or(args.name);
+    target.run(&args.exec)?;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(OpensnoopSkelBuilder::default(), &mut object)?;
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;

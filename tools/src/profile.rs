@@ -254,11 +254,12 @@ pub fn records() -> Vec<Record> {
 /// # Errors
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
-    let mut target = Target::new(&args.target)?;
-    target.wish.by_process = args.by.by;
     let rate = args.count.map_or(Rate::Hertz(args.hertz()), Rate::Period);
 
     let loader = Loader::new(&args.tool)?;
+    let mut target = Target::new(&args.target)?;
+    target.refuse_translation()?;
+    target.wish.by_process = args.by.by;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(ProfileSkelBuilder::default(), &mut object)?;
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;

@@ -104,11 +104,11 @@ pub fn run(args: Args) -> Result<()> {
         _ => (runqlat_key::RUNQLAT_NONE, None),
     };
     let unit = Unit::msecs_if(args.milliseconds);
+
+    let loader = Loader::new(&args.tool)?;
     let mut target = Target::new(&args.target)?;
     target.wish.by = args.by.by;
     let keyed = key.is_some() || args.by.by.is_some();
-
-    let loader = Loader::new(&args.tool)?;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(RunqlatSkelBuilder::default(), &mut object)?;
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;

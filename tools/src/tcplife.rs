@@ -177,8 +177,8 @@ pub fn records() -> Vec<Record> {
 /// # Errors
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
-    let target = Target::new(&args.target)?;
     let loader = Loader::new(&args.tool)?;
+    let target = Target::new(&args.target)?;
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(TcplifeSkelBuilder::default(), &mut object)?;
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;

@@ -216,6 +216,7 @@ struct page;
 struct page_pool;
 struct partition_meta_info;
 struct pci_slot;
+struct pcie_device;
 struct percpu_ref;
 struct percpu_ref_data;
 struct perf_addr_filter_range;
@@ -322,6 +323,8 @@ struct wake_q_node;
 struct wakeup_source;
 struct work_struct;
 struct workqueue_struct;
+struct xa_node;
+struct xarray;
 struct xfrm_policy;
 struct xol_area;
 
@@ -3181,6 +3184,24 @@ struct perf_event_attr {
 	__u64 config4;
 };
 
+struct xa_node {
+	unsigned char shift;
+	unsigned char offset;
+	unsigned char count;
+	unsigned char nr_values;
+	struct xa_node *parent;
+	struct xarray *array;
+	union {
+		struct list_head private_list;
+		struct callback_head callback_head;
+	};
+	void *slots[64];
+	union {
+		long unsigned int tags[3][1];
+		long unsigned int marks[3][1];
+	};
+};
+
 typedef __le32 kprobe_opcode_t;
 
 typedef s32 int32_t;
@@ -5057,6 +5078,31 @@ struct console___2 {
 	u32 vtermno;
 };
 
+struct controller {
+	struct pcie_device *pcie;
+	u64 dsn;
+	u32 slot_cap;
+	unsigned int inband_presence_disabled: 1;
+	u16 slot_ctrl;
+	struct mutex ctrl_lock;
+	long unsigned int cmd_started;
+	unsigned int cmd_busy: 1;
+	wait_queue_head_t queue;
+	atomic_t pending_events;
+	unsigned int notification_enabled: 1;
+	unsigned int power_fault_detected;
+	struct task_struct *poll_thread;
+	u8 state;
+	struct mutex state_lock;
+	struct delayed_work button_work;
+	struct hotplug_slot hotplug_slot;
+	struct rw_semaphore reset_lock;
+	unsigned int depth;
+	unsigned int ist_running;
+	int request_result;
+	wait_queue_head_t requester;
+};
+
 struct cpu {
 	int node_id;
 	int hotpluggable;
@@ -5094,6 +5140,11 @@ struct css_set {
 	struct css_set *mg_dst_cset;
 	bool dead;
 	struct callback_head callback_head;
+};
+
+struct ctl_node {
+	struct rb_node node;
+	struct ctl_table_header *header;
 };
 
 struct ctl_table_root {
@@ -5248,6 +5299,15 @@ struct key_user {
 	int qnbytes;
 };
 
+struct kmem_cache_node {
+	spinlock_t list_lock;
+	long unsigned int nr_partial;
+	struct list_head partial;
+	atomic_long_t nr_slabs;
+	atomic_long_t total_objects;
+	struct list_head full;
+};
+
 typedef int (*kprobe_pre_handler_t)(struct kprobe *, struct pt_regs *);
 
 typedef void (*kprobe_post_handler_t)(struct kprobe *, struct pt_regs *, long unsigned int);
@@ -5348,6 +5408,13 @@ enum nfs_opnum4 {
 	OP_LISTXATTRS = 74,
 	OP_REMOVEXATTR = 75,
 	OP_ILLEGAL = 10044,
+};
+
+struct node {
+	struct device dev;
+	struct list_head access_list;
+	struct list_head cache_attrs;
+	struct device *cache_dev;
 };
 
 struct nsproxy {
