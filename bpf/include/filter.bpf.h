@@ -62,11 +62,18 @@ struct filter_cgroup_set filter_cgroup_ids SEC(".maps");
 /* Of each cgroup seen, whether it or one above it is wanted: ids are never used again, and trees do not change. */
 struct filter_cgroup_set filter_cgroup_verdicts SEC(".maps");
 
+/* BCC's pinned maps are the one entry of these, so that they keep their names and sizes. */
 struct filter_pinned {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, u64);
-	__type(value, u32);
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__array(
+	    values, struct {
+		    __uint(type, BPF_MAP_TYPE_HASH);
+		    __uint(max_entries, 1024);
+		    __type(key, u64);
+		    __type(value, u32);
+	    });
 };
 struct filter_pinned filter_cgroups SEC(".maps");
 struct filter_pinned filter_mntnses SEC(".maps");
@@ -142,22 +149,20 @@ static __always_inline bool filter_wants_cgroup(struct task_struct *task)
 	return !filter_by_cgroup() || filter_wants_cgroup_itself(cgroup_of(task, filter_cgroup_controller));
 }
 
+static __always_inline bool filter_pinned_has(void *pinned, u64 id)
+{
+	u32 zero = 0;
+	void *ids = bpf_map_lookup_elem(pinned, &zero);
+
+	return ids && bpf_map_lookup_elem(ids, &id);
+}
+
 /* BCC's pinned maps hold the v2 cgroup and the mount namespace of the task. */
 static __always_inline bool filter_wants_pinned(struct task_struct *task)
 {
-	if (filter_cgroupmap) {
-		u64 id = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
-
-		if (!bpf_map_lookup_elem(&filter_cgroups, &id))
-			return false;
-	}
-	if (filter_mntnsmap) {
-		u64 inum = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
-
-		if (!bpf_map_lookup_elem(&filter_mntnses, &inum))
-			return false;
-	}
-	return true;
+	if (filter_cgroupmap && !filter_pinned_has(&filter_cgroups, BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id)))
+		return false;
+	return !filter_mntnsmap || filter_pinned_has(&filter_mntnses, BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum));
 }
 
 /* All filters, the cheapest first, for a task that is not current. What is known of one that is wanted is noted. */

@@ -325,11 +325,11 @@ impl Loader {
         }
         self.prepare_maps(object, has_storage)?;
         self.guard_from_preemption(object)?;
-        target.apply(object)?;
+        let models = target.apply(object)?;
         target.wish.apply(object)?;
         let excerpt = self.excerpt.take().map(|excerpt| excerpt.fill(&self.btf, object)).transpose()?;
         let skel = open.load().map_err(|error| self.explain(&error))?;
-        drop(excerpt);
+        drop((excerpt, models));
         target.fill(skel.object())?;
         plan.degraded = self.degraded.take();
         let subjects = Subjects::of(skel.object(), &target.wish)?;

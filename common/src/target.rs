@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use libbpf_rs::{MapCore, MapFlags, Object, OpenObject};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Object, OpenObject};
 
 use crate::cgroup::{self, Cgroup, Tree};
 use crate::child::Child;
@@ -250,8 +251,9 @@ impl Target {
         })
     }
 
-    /// Set the constants and maps of an object that is about to be loaded.
-    pub(crate) fn apply(&self, object: &mut OpenObject) -> Result<()> {
+    /// Set the constants and maps of an object that is about to be loaded, while what is returned is kept.
+    pub(crate) fn apply(&self, object: &mut OpenObject) -> Result<Vec<MapHandle>> {
+        let mut models = Vec::new();
         let Ids { pids, tids, ppid, own } = self.translated()?;
         let many = self.pids.len() > 1 || self.follow;
         for mut map in object.maps_mut() {
@@ -269,8 +271,10 @@ impl Target {
                 map.set_max_entries(FOLLOWED_MAX)?;
             }
             if let Some(path) = pinned {
-                map.reuse_pinned_map(path)
-                    .with_context(|| format!("{} is not a pinned map of this kind", path.display()))?;
+                // It is the model of what can be an entry, and then is the entry.
+                let model = open_pinned(path)?;
+                map.set_inner_map_fd(model.as_fd()).context("map setup")?;
+                models.push(model);
             }
         }
         let knobs = Knobs::of(object)?;
@@ -314,7 +318,8 @@ impl Target {
             }
         }
         flag("filter_cgroupmap", self.cgroupmap.is_some())?;
-        flag("filter_mntnsmap", self.mntnsmap.is_some())
+        flag("filter_mntnsmap", self.mntnsmap.is_some())?;
+        Ok(models)
     }
 
     /// Check that the processes and threads exist.
@@ -347,6 +352,13 @@ impl Target {
             for key in keys {
                 map.update(&key, &[1], MapFlags::ANY).context("too many to filter by")?;
             }
+        }
+        for (name, path) in [("filter_cgroups", &self.cgroupmap), ("filter_mntnses", &self.mntnsmap)] {
+            let Some(path) = path else { continue };
+            let map = object.maps().find(|map| map.name() == name).ok_or_else(|| anyhow!("no map {name}"))?;
+            let entry = open_pinned(path)?;
+            map.update(&0u32.to_ne_bytes(), &entry.as_fd().as_raw_fd().to_ne_bytes(), MapFlags::ANY)
+                .with_context(|| format!("cannot use the pinned map {}", path.display()))?;
         }
         Ok(())
     }
@@ -435,6 +447,16 @@ impl Chooser {
         });
         threads
     }
+}
+
+/// A set of ids that BCC's users have pinned.
+fn open_pinned(path: &Path) -> Result<MapHandle> {
+    let map =
+        MapHandle::from_pinned_path(path).with_context(|| format!("cannot open the pinned map {}", path.display()))?;
+    if !matches!(map.map_type(), MapType::Hash | MapType::LruHash) || map.key_size() != 8 {
+        bail!("{} is not a hash map of 8-byte ids", path.display());
+    }
+    Ok(map)
 }
 
 /// The processes that these have started, and those in turn.

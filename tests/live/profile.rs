@@ -1,7 +1,7 @@
 //! profile against a program whose shares and call chains are known.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -105,7 +105,10 @@ fn samples_and_those_that_found_no_room_make_the_truth() -> Outcome {
 }
 
 fn stacks_that_found_no_room_cost_no_sample() -> Outcome {
-    let _busy = Guard::workload("stacks", &["60", "kernel"])?;
+    // So many ways through the kernel that no buffer of a page has room for all.
+    let loops =
+        || Command::new("sh").args(["-c", "while :; do cat /proc/self/stat; done"]).stdout(Stdio::null()).spawn();
+    let _busy = [Guard::workload("stacks", &["60", "kernel"])?, Guard(loops()?), Guard(loops()?)];
     for transport in ["--buffer 4", "--transport perf --buffer 4"] {
         let tool = Tool::new("profile").args(&format!("--json -I -F 999 {transport}")).start()?;
         // A reader that does not run cannot keep up.

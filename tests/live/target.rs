@@ -1,11 +1,13 @@
 //! Whose events: the options that all tools share, held on all tools at once against two processes that do the same.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::disk::Disk;
@@ -21,6 +23,7 @@ live_tests! {
     by_cgroup_of_v1,
     by_several_cgroups,
     by_unit_container_and_pod,
+    by_pinned_maps,
     counts_are_split,
     what_is_shown_is_true,
     children_are_followed,
@@ -180,7 +183,7 @@ fn in_cgroup(root: &Path) -> Outcome {
     inner.add(scene.ours.pid())?;
     let path = outer.path.display().to_string();
     tells_of_ours_only(&scene, |_| vec!["--cgroup".into(), path.clone()])?;
-    let id = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&outer.path)?).to_string();
+    let id = fs::metadata(&outer.path)?.ino().to_string();
     tells_of_ours_only(&scene, |_| vec!["--cgroup".into(), id.clone()])?;
     drop(scene);
     Ok(())
@@ -291,6 +294,58 @@ fn by_unit_container_and_pod() -> Outcome {
         drop(scene);
         drop(cgroups);
     }
+    Ok(())
+}
+
+/// A file system for BPF objects, unmounted when dropped.
+struct BpfFs(tempfile::TempDir);
+
+impl BpfFs {
+    fn mount() -> Outcome<Self> {
+        let dir = tempfile::tempdir()?;
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("bpf"), dir.path(), Some("bpf"), flags, None::<&str>)
+            .map_err(|error| Stop::Skip(format!("bpf file systems cannot be mounted: {error}")))?;
+        Ok(Self(dir))
+    }
+
+    /// A set of ids as BCC's users pin them, at the path that is returned.
+    fn pin(&self, name: &str, ids: &[u64]) -> Outcome<PathBuf> {
+        let options = libbpf_sys::bpf_map_create_opts {
+            sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
+            ..Default::default()
+        };
+        let mut map = MapHandle::create(MapType::Hash, Some(name), 8, 4, 1024, &options)?;
+        for id in ids {
+            map.update(&id.to_ne_bytes(), &1u32.to_ne_bytes(), MapFlags::ANY)?;
+        }
+        let path = self.0.path().join(name);
+        map.pin(&path)?;
+        Ok(path)
+    }
+}
+
+impl Drop for BpfFs {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+fn by_pinned_maps() -> Outcome {
+    let pinned = BpfFs::mount()?;
+    let cgroup = Cgroup::make(&tests::cgroup2_root()?, "pinned")?;
+    // One in a mount namespace of its own.
+    let scene = Scene::set(|command| {
+        // SAFETY: one system call between fork and exec.
+        unsafe { command.pre_exec(|| Ok(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?)) };
+    })?;
+    cgroup.add(scene.ours.pid())?;
+    let map = pinned.pin("cgroups", &[fs::metadata(&cgroup.path)?.ino()])?.display().to_string();
+    tells_of_ours_only(&scene, |_| vec!["--cgroupmap".into(), map.clone()])?;
+    let namespace = fs::metadata(format!("/proc/{}/ns/mnt", scene.ours.pid()))?.ino();
+    let map = pinned.pin("mntnses", &[namespace])?.display().to_string();
+    tells_of_ours_only(&scene, |_| vec!["--mntnsmap".into(), map.clone()])?;
+    drop(scene);
     Ok(())
 }
 
