@@ -65,6 +65,9 @@ pub trait Report {
         Ok(())
     }
 
+    /// Tracing has begun, and nothing is to be done yet but what makes the end come faster.
+    fn idle(&mut self) {}
+
     /// One record of the `events` stream. It may be unaligned and longer than what was sent: use [`decode`].
     ///
     /// # Errors
@@ -243,6 +246,7 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         }
         let mut progress = sink.borrow().report.tally().and_then(|_| Progress::begin());
         waiter.arm(run, progress.is_some())?;
+        sink.borrow_mut().report.idle();
 
         let mut reports = 0;
         let mut timeout = stream.as_ref().map(|_| DRAIN_FIRST);

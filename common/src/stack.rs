@@ -297,6 +297,9 @@ pub struct Stacks {
     traced: bool,
 }
 
+/// An address of the kernel's half.
+const KERNEL_SPACE: u64 = 1 << 63;
+
 impl Stacks {
     /// Stacks taken at a hook, which show how the kernel came to run the program that took them: those frames are left
     /// out.
@@ -307,6 +310,11 @@ impl Stacks {
     /// Note what these processes have mapped before their first stacks come.
     pub fn expect(&mut self, pids: &[u32]) {
         pids.iter().for_each(|pid| self.symbols.expect(*pid));
+    }
+
+    /// Read the names of the kernel's functions, which takes the kernel some 30 ms, before they are needed.
+    pub fn expect_kernel(&mut self) {
+        self.symbols.resolve(std::iter::once((None, KERNEL_SPACE)));
     }
 
     /// Take one record of the stream. False when it is not of a stack but of the tool.

@@ -189,6 +189,13 @@ impl Report for View<'_> {
         Ok(())
     }
 
+    fn idle(&mut self) {
+        // It is on the CPU for that, so the report does not show it.
+        if !self.args.report.user_stacks_only {
+            self.stacks.expect_kernel();
+        }
+    }
+
     fn tally(&self) -> Option<Tally> {
         self.report.is_for_people().then(|| Tally { samples: None, stacks: self.stacks.count() })
     }
