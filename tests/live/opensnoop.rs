@@ -64,7 +64,9 @@ fn open_many_with(count: usize, args: &str, prepare: fn(&tests::Running) -> Outc
 }
 
 fn every_open_once() -> Outcome {
-    let finished = open_many(100_000, "")?.clean()?;
+    // Where one host thread emulates all CPUs, the reader may wait for seconds.
+    let buffer = if tests::is_emulated() { "--buffer 32768" } else { "" };
+    let finished = open_many(100_000, buffer)?.clean()?;
     check_eq!(finished.lost("events")?, 0);
     Ok(())
 }
@@ -76,7 +78,7 @@ fn every_open_once_through_perf_buffers() -> Outcome {
 }
 
 fn every_open_once_by_raw_tracepoint() -> Outcome {
-    let finished = open_many(20_000, "--hook raw_tp")?.clean()?;
+    let finished = open_many(20_000, "--hook raw_tp --buffer 4096")?.clean()?;
     check_eq!(finished.lost("events")?, 0);
     Ok(())
 }
