@@ -9,6 +9,7 @@ use libbpf_rs::{Link, ProgramMut};
 use nix::errno::Errno;
 
 use crate::fault::unsupported;
+use crate::privilege;
 
 /// How often to sample, on each CPU.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -244,6 +245,12 @@ fn open_event(clock: Clock, rate: Rate, cpu: u32) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// kernel.perf_event_paranoid.
+fn paranoia() -> i32 {
+    let level = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid");
+    level.ok().and_then(|level| level.trim().parse().ok()).unwrap_or(0)
+}
+
 fn explain(error: Errno, rate: Rate) -> anyhow::Error {
     let limit = || fs::read_to_string("/proc/sys/kernel/perf_event_max_sample_rate").ok()?.trim().parse::<u64>().ok();
     match (error, rate, limit()) {
@@ -251,6 +258,10 @@ fn explain(error: Errno, rate: Rate) -> anyhow::Error {
             "{hertz} Hertz is more than this kernel samples at: raise kernel.perf_event_max_sample_rate, now {limit}"
         ),
         (Errno::EMFILE, ..) => anyhow!("too many open files: raise the limit (ulimit -n)"),
+        // Debian's kernels have a level of their own, which is their default.
+        (Errno::EACCES | Errno::EPERM, ..) if !privilege::has(privilege::SYS_ADMIN) && paranoia() > 2 => unsupported(
+            "perf events are refused: kernel.perf_event_paranoid is above 2, which here takes CAP_SYS_ADMIN: give that, or set it to 2",
+        ),
         (Errno::EACCES | Errno::EPERM, ..) => unsupported(
             "perf events are refused: a capability is missing (CAP_PERFMON), or a container's seccomp filter forbids them",
         ),

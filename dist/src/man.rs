@@ -82,6 +82,9 @@ fn privileges(command: &Command) -> String {
         text += " The functions of other users' processes have names only with `CAP_SYS_PTRACE`, those of the kernel with \
                  `CAP_SYSLOG`, unless `kernel.kptr_restrict` lets everybody see their addresses.";
     }
+    if has("hertz") || has("frequency") {
+        text += " Where `kernel.perf_event_paranoid` is above 2, as Debian's kernels have it, perf events take `CAP_SYS_ADMIN`.";
+    }
     if has("obj") {
         text += " `-p` needs `CAP_SYS_PTRACE` for a process of another user.";
     }
