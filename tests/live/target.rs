@@ -115,7 +115,7 @@ fn tells_of_ours_only(scene: &Scene, filter: impl Fn(&str) -> Vec<String>) -> Ou
     }
     check!(running.len() >= 4, "only {} tools run here", running.len());
     // Until the slowest has seen something: on an emulated machine that takes a while.
-    std::thread::sleep(Duration::from_millis(if tests::is_emulated() { 6000 } else { 1500 }));
+    std::thread::sleep(Duration::from_millis(if tests::is_emulated() { 3000 } else { 1500 }));
     for (tool, running) in running {
         let finished = running.stop()?.succeeded()?;
         let all = reported(tool, &finished)?;
@@ -370,7 +370,7 @@ fn counts_are_split() -> Outcome {
                 Err(Stop::Skip(_)) => continue,
                 started => started?,
             };
-            std::thread::sleep(Duration::from_millis(if tests::is_emulated() { 4000 } else { 1200 }));
+            std::thread::sleep(Duration::from_millis(if tests::is_emulated() { 2500 } else { 1200 }));
             let finished = running.stop()?.succeeded()?;
             let records = finished.records()?;
             let parts: Vec<&Value> = records.iter().filter_map(|record| record[list].as_array()).flatten().collect();
