@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause)
 /* Requests to block devices by the process that submitted them: how many, how large, how long with the driver. */
 #include "block.bpf.h"
+#include "tally.bpf.h"
 
 struct biotop_key {
 	u32 tgid;
@@ -18,48 +19,15 @@ struct biotop_value {
 };
 EXPORT_TYPE(biotop_value);
 
-struct biotop_totals {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384);
-	__type(key, struct biotop_key);
-	__type(value, struct biotop_value);
-};
-
-/*
- * One of these is written, the other read and emptied. User space changes them round by an update of `biotop_current`,
- * which returns when no program uses the former any more: nothing is counted into what is being read.
- */
-struct biotop_totals biotop_even SEC(".maps");
-struct biotop_totals biotop_odd SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 1);
-	__type(key, u32);
-	__array(values, struct biotop_totals);
-} biotop_current SEC(".maps") = {
-	.values = { &biotop_even },
-};
+TALLY(biotop, struct biotop_key, struct biotop_value);
 
 static __always_inline void add(const struct biotop_key *key, const struct biotop_value *request)
 {
-	u32 zero = 0;
-	void *totals = bpf_map_lookup_elem(&biotop_current, &zero);
-	struct biotop_value *value;
+	bool is_first;
+	struct biotop_value *value = biotop_find(key, request, &is_first);
 
-	if (!totals)
+	if (!value || is_first)
 		return;
-	value = bpf_map_lookup_elem(totals, key);
-	if (!value) {
-		if (!bpf_map_update_elem(totals, key, request, BPF_NOEXIST))
-			return;
-		/* Either another CPU was first, or the map is full. */
-		value = bpf_map_lookup_elem(totals, key);
-		if (!value) {
-			count_lost(LOST_KEY);
-			return;
-		}
-	}
 	atomic_add(&value->count, 1);
 	atomic_add(&value->bytes, request->bytes);
 	atomic_add(&value->time_ns, request->time_ns);

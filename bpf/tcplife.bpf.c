@@ -8,20 +8,12 @@
  * lock owned, current is the process; without, nobody is.
  */
 #include "filter.bpf.h"
+#include "inet.bpf.h"
 #include "state.bpf.h"
 #include "stream.bpf.h"
 
-#define AF_INET	      2
-#define AF_INET6      10
-#define PORTS_MAX     16
 #define SOCK_DONE     1 /* enum sock_flags: a FIN has come */
 #define SHUTDOWN_MASK 3 /* include/net/sock.h */
-
-/* The one address family wanted, or 0. */
-const volatile u32 wanted_family = 0;
-/* The ports wanted, up to the first 0. */
-const volatile u16 wanted_local_ports[PORTS_MAX] = {};
-const volatile u16 wanted_remote_ports[PORTS_MAX] = {};
 
 struct tcplife_session {
 	u64 begin_ns; /* when it was established, or began to be; 0 where that was before the tool began */
@@ -41,29 +33,15 @@ struct tcplife_event {
 	u64 received_bytes;
 	u32 pid;
 	u32 uid;
-	u16 local_port;
-	u16 remote_port;
-	u16 family;
-	u16 attempted;
-	u8 local[16];
-	u8 remote[16];
+	u32 attempted;
+	u32 unused;
+	struct inet_ends ends;
 	char comm[TASK_COMM_LEN];
 };
 EXPORT_TYPE(tcplife_event);
 
 /* Sessions that have ended while a process not known yet holds their socket. */
 u64 tcplife_held = 0;
-
-static __always_inline bool wants_port(const volatile u16 *ports, u16 port)
-{
-	if (!ports[0])
-		return true;
-	for (int i = 0; i < PORTS_MAX && ports[i]; i++) {
-		if (ports[i] == port)
-			return true;
-	}
-	return false;
-}
 
 static __always_inline void own(struct tcplife_session *session)
 {
@@ -80,31 +58,7 @@ static __always_inline void send_end(void *ctx, struct sock *sk, struct tcplife_
 	struct tcp_sock *tp = (void *)sk;
 	struct tcplife_event event = {};
 
-	if (filter_active && !session->wanted)
-		return;
-	/* Not skc_num, which is cleared when the port is given back. */
-	event.local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
-	event.remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
-	if (!wants_port(wanted_local_ports, event.local_port) || !wants_port(wanted_remote_ports, event.remote_port))
-		return;
-	event.family = BPF_CORE_READ(sk, __sk_common.skc_family);
-	if (event.family == AF_INET6) {
-		BPF_CORE_READ_INTO(&event.local, sk, __sk_common.skc_v6_rcv_saddr.in6_u.u6_addr8);
-		BPF_CORE_READ_INTO(&event.remote, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr8);
-		/* ::ffff:a.b.c.d is IPv4 on a socket of the other family. */
-		if (!*(u64 *)event.remote && *(u32 *)(event.remote + 8) == bpf_htonl(0xffff))
-			event.family = AF_INET;
-	}
-	if (event.family == AF_INET) {
-		u32 local = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
-		u32 remote = BPF_CORE_READ(sk, __sk_common.skc_daddr);
-
-		__builtin_memset(event.local, 0, sizeof(event.local));
-		__builtin_memset(event.remote, 0, sizeof(event.remote));
-		__builtin_memcpy(event.local, &local, sizeof(local));
-		__builtin_memcpy(event.remote, &remote, sizeof(remote));
-	}
-	if (wanted_family && event.family != wanted_family)
+	if ((filter_active && !session->wanted) || !inet_ends_of(sk, &event.ends))
 		return;
 	event.begin_ns = session->begin_ns;
 	event.attempted = session->attempted;

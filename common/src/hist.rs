@@ -8,11 +8,12 @@ use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::{MapCore, MapFlags, Object};
 use serde_json::{Map, Value, json};
 
-use crate::cli::{self, Format};
+use crate::cli::{self, Format, Output};
 use crate::fault::usage;
 use crate::load::Knobs;
 use crate::out::Out;
 use crate::schema::{Field, Kind};
+use crate::session::Report;
 use crate::subject::Subjects;
 use crate::table;
 use crate::text::Text;
@@ -424,7 +425,7 @@ pub struct Section {
 }
 
 /// Prints what each interval of a tool came to: one histogram, or one for each key.
-pub struct Histograms {
+struct Histograms {
     key: Option<&'static str>,
     percentiles: Vec<f64>,
     timestamp: bool,
@@ -434,30 +435,31 @@ pub struct Histograms {
 }
 
 impl Histograms {
-    /// With the name of what the histograms are split by, and whether to say the time of day above them.
-    pub fn new(key: Option<&'static str>, args: &cli::Histogram, timestamp: bool) -> Self {
+    fn new(args: &cli::Histogram) -> Self {
         let percentiles = args.percentiles.clone();
-        Self { key, percentiles, timestamp, totals: false, header_printed: std::cell::Cell::new(false), subjects: None }
+        Self {
+            key: None,
+            percentiles,
+            timestamp: false,
+            totals: false,
+            header_printed: std::cell::Cell::new(false),
+            subjects: None,
+        }
     }
 
     /// Say what is asked for of the processes that histograms are of.
     ///
     /// # Errors
     /// Wrong usage, where they are not of processes.
-    pub fn about(self, subjects: Option<Subjects>) -> Result<Self> {
+    fn about(self, subjects: Option<Subjects>) -> Result<Self> {
         if self.key != Some("pid") && subjects.as_ref().is_some_and(|subjects| !subjects.show().is_empty()) {
             return Err(usage("--show needs histograms of processes; --by splits them by what tasks are in"));
         }
         Ok(Self { subjects, ..self })
     }
 
-    /// Add the line `avg = ..., total: ..., count: ...` that some tools of BCC print below a histogram.
-    pub fn with_totals(self, totals: bool) -> Self {
-        Self { totals, ..self }
-    }
-
     /// Print one interval; `label` says what an id stands for, beside or (for a key that is not a number) instead of it.
-    pub fn print(&self, out: &mut Out, by_id: &BTreeMap<Of, Histogram>, label: impl Fn(u64) -> Option<Text<'static>>) {
+    fn print(&self, out: &mut Out, by_id: &BTreeMap<Of, Histogram>, label: impl Fn(u64) -> Option<Text<'static>>) {
         self.print_sections(out, by_id, |id| {
             let key = self.key?;
             let label = label(id).map(|text| text.to_string());
@@ -476,12 +478,7 @@ impl Histograms {
     }
 
     /// Print one interval of a tool whose ids are not numbers to show: `section` says what each stands for.
-    pub fn print_sections(
-        &self,
-        out: &mut Out,
-        by_id: &BTreeMap<Of, Histogram>,
-        section: impl Fn(u64) -> Option<Section>,
-    ) {
+    fn print_sections(&self, out: &mut Out, by_id: &BTreeMap<Of, Histogram>, section: impl Fn(u64) -> Option<Section>) {
         if out.format() == Format::Json {
             let entry = |(of, histogram): (&Of, &Histogram)| {
                 let mut object = histogram.to_json(&self.percentiles);
@@ -540,6 +537,101 @@ fn titled(of: &Of, section: impl Fn(u64) -> Option<Section>) -> Option<Section> 
     let mut fields = own.map(|own| own.fields).unwrap_or_default();
     fields.insert((*key).to_owned(), json!(name));
     Some(Section { title, fields })
+}
+
+/// The report of a tool whose results are histograms.
+pub struct HistogramView<'o> {
+    out: Out,
+    banner: &'static str,
+    object: &'o Object,
+    reader: Reader,
+    histograms: Histograms,
+    label: Label<'o>,
+}
+
+/// What says what an id stands for.
+enum Label<'o> {
+    /// There is one histogram.
+    None,
+    /// A name beside the number, or instead of it.
+    Name(Box<dyn Fn(u64) -> Option<Text<'static>> + 'o>),
+    /// All of it.
+    Section(Box<dyn Fn(u64) -> Option<Section> + 'o>),
+}
+
+impl<'o> HistogramView<'o> {
+    /// One histogram for each interval, of values in `unit`; `keyed` as the object was told by [`Unit::configure`].
+    pub fn new(
+        output: Output,
+        banner: &'static str,
+        object: &'o Object,
+        unit: Unit,
+        keyed: bool,
+        args: &cli::Histogram,
+    ) -> Self {
+        Self {
+            out: Out::new(output),
+            banner,
+            object,
+            reader: Reader::new(unit, keyed).cumulative(args.cumulative),
+            histograms: Histograms::new(args),
+            label: Label::None,
+        }
+    }
+
+    /// The same, with the time of day above each.
+    pub fn with_time(mut self, timestamp: bool) -> Self {
+        self.histograms.timestamp = timestamp;
+        self
+    }
+
+    /// The same, with average, total and count below each.
+    pub fn with_totals(mut self, totals: bool) -> Self {
+        self.histograms.totals = totals;
+        self
+    }
+
+    /// One for each id, which is the value of `key`, and what `name` says of it.
+    pub fn by_key(mut self, key: &'static str, name: impl Fn(u64) -> Option<Text<'static>> + 'o) -> Self {
+        self.histograms.key = Some(key);
+        self.label = Label::Name(Box::new(name));
+        self
+    }
+
+    /// One for each id, of which `section` says all.
+    pub fn by_section(self, section: impl Fn(u64) -> Option<Section> + 'o) -> Self {
+        Self { label: Label::Section(Box::new(section)), ..self }
+    }
+
+    /// The same, split by groups of tasks and with what is asked for of processes.
+    ///
+    /// # Errors
+    /// Wrong usage, where histograms are not of processes.
+    pub fn about(self, subjects: Option<&Subjects>) -> Result<Self> {
+        let histograms = self.histograms.about(subjects.cloned())?;
+        Ok(Self { reader: self.reader.of(subjects.cloned()), histograms, ..self })
+    }
+}
+
+impl Report for HistogramView<'_> {
+    fn out(&mut self) -> &mut Out {
+        &mut self.out
+    }
+
+    fn started(&mut self) -> Result<()> {
+        self.out.remark(self.banner);
+        Ok(())
+    }
+
+    fn interval(&mut self) -> Result<()> {
+        let by_id = self.reader.read(self.object)?;
+        match &self.label {
+            Label::None => self.histograms.print(&mut self.out, &by_id, |_| None),
+            Label::Name(name) => self.histograms.print(&mut self.out, &by_id, name),
+            Label::Section(section) => self.histograms.print_sections(&mut self.out, &by_id, section),
+        }
+        Ok(())
+    }
 }
 
 /// Three significant digits, or all digits of a whole number.

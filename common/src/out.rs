@@ -86,8 +86,10 @@ pub enum Cell<'a> {
     Text(Text<'a>),
     /// Our own text.
     Str(&'a str),
+    /// The same, made for this row.
+    Own(String),
     /// Texts of the traced system: side by side for people, an array in JSON.
-    List(&'a [Text<'a>]),
+    List(Vec<Text<'a>>),
     /// Text for people, number for machines.
     Shown(String, i64),
     /// The same for a measured value.
@@ -120,6 +122,7 @@ impl Cell<'_> {
             Self::Float(value, decimals) => write!(line, "{value:.decimals$}"),
             Self::Text(text) => write!(line, "{text}"),
             Self::Str(text) => write!(line, "{text}"),
+            Self::Own(text) => write!(line, "{text}"),
             Self::Shown(text, _) | Self::Measured(text, _) => write!(line, "{text}"),
             Self::List(texts) => line.write_all(joined(texts).as_bytes()),
             Self::Flag(text, set) => write!(line, "{}", if *set { text } else { "" }),
@@ -150,6 +153,7 @@ impl Cell<'_> {
             Self::Float(value, _) | Self::Measured(_, value) => (*value).into(),
             Self::Text(text) => text.to_string().into(),
             Self::Str(text) => (*text).into(),
+            Self::Own(text) => text.as_str().into(),
             Self::List(texts) => texts.iter().map(Text::to_string).collect(),
             Self::Lines(lines) => lines.iter().map(String::as_str).collect(),
             Self::Flag(_, set) => (*set).into(),
@@ -159,7 +163,7 @@ impl Cell<'_> {
 
     fn csv(&self, line: &mut Vec<u8>) {
         match self {
-            Self::Text(_) | Self::Str(_) | Self::List(_) | Self::Lines(_) => {
+            Self::Text(_) | Self::Str(_) | Self::Own(_) | Self::List(_) | Self::Lines(_) => {
                 let mut plain = Vec::new();
                 self.text(&mut plain, TimeFormat::Local);
                 if plain.iter().any(|byte| matches!(byte, b',' | b'"')) {

@@ -1,10 +1,10 @@
 //! BPF hash maps as tables: all entries at once.
 
 use std::ffi::c_void;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result};
-use libbpf_rs::{MapCore, MapType};
+use libbpf_rs::{Map, MapCore, MapFlags, MapType, Object};
 use nix::errno::Errno;
 use plain::Plain;
 
@@ -36,6 +36,41 @@ pub fn take<K: Plain + Default, V: Plain + Default>(map: &impl MapCore) -> Resul
         Ok(())
     })?;
     Ok(entries)
+}
+
+/// The user half of tally.bpf.h: totals of one interval at a time.
+pub struct Tally<'m> {
+    current: Map<'m>,
+    tables: [Map<'m>; 2],
+    /// Which table the kernel now writes.
+    written: usize,
+}
+
+impl<'m> Tally<'m> {
+    /// The tally that a loaded object keeps under this name.
+    ///
+    /// # Errors
+    /// When it keeps none.
+    pub fn of(object: &'m Object, name: &str) -> Result<Self> {
+        let map = |end: &str| {
+            let full = format!("{name}_{end}");
+            let found = object.maps().find(|map| map.name() == full.as_str());
+            found.with_context(|| format!("the object has no map {full}"))
+        };
+        Ok(Self { current: map("current")?, tables: [map("even")?, map("odd")?], written: 0 })
+    }
+
+    /// What was counted since the last call.
+    ///
+    /// # Errors
+    /// When the kernel does not let the maps be read or changed round.
+    pub fn take<K: Plain + Default, V: Plain + Default>(&mut self) -> Result<Vec<(K, V)>> {
+        let former = self.written;
+        self.written = 1 - former;
+        let next = self.tables[self.written].as_fd().as_raw_fd().to_ne_bytes();
+        self.current.update(&0u32.to_ne_bytes(), &next, MapFlags::ANY).context("cannot change the tables")?;
+        take(&self.tables[former])
+    }
 }
 
 /// Hand every entry, as the bytes of key and value, to `take`: a table of any size is read in the memory of one batch. A

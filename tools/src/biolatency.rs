@@ -3,15 +3,15 @@
 use std::mem::MaybeUninit;
 
 use anyhow::{Context, Result};
-use bpf::biolatency::{BiolatencySkel, BiolatencySkelBuilder, types::block_owner};
+use bpf::biolatency::{BiolatencySkelBuilder, types::block_owner};
 use clap::Parser;
-use common::schema::{self, Field, Kind, Record};
 use common::cli::{self, Format, Interval, Output, Tool};
 use common::disk::{self, Commands, Disk};
-use common::hist::{Histograms, Reader, Section, Unit};
+use common::hist::{HistogramView, Section, Unit};
 use common::load::{Hook, Loader, hook, way};
-use common::out::{self, Out};
-use common::session::{Report, Run};
+use common::out;
+use common::schema::{self, Field, Kind, Record};
+use common::session::Run;
 use common::subject::ByArgs;
 use common::target::{Target, TargetArgs};
 use libbpf_rs::skel::Skel;
@@ -62,14 +62,6 @@ pub struct Args {
     tool: Tool,
 }
 
-struct View<'a> {
-    out: Out,
-    skel: &'a BiolatencySkel<'a>,
-    reader: Reader,
-    histograms: Histograms,
-    ids: Ids,
-}
-
 /// What an id of biolatency.bpf.c stands for: the disk in its upper half, the command and its flags in the lower.
 struct Ids {
     by_disk: bool,
@@ -93,23 +85,6 @@ impl Ids {
             fields.insert("flags".into(), json!(flags));
         }
         (!titles.is_empty()).then(|| Section { title: titles.join("\t"), fields })
-    }
-}
-
-impl Report for View<'_> {
-    fn out(&mut self) -> &mut Out {
-        &mut self.out
-    }
-
-    fn started(&mut self) -> Result<()> {
-        self.out.remark("Tracing block device I/O... Hit Ctrl-C to end.");
-        Ok(())
-    }
-
-    fn interval(&mut self) -> Result<()> {
-        let by_id = self.reader.read(self.skel.object())?;
-        self.histograms.print_sections(&mut self.out, &by_id, |id| self.ids.section(id));
-        Ok(())
     }
 }
 
@@ -169,12 +144,12 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(remark) = named.and_then(|named| named.remark) {
         out::warn(remark);
     }
-    let mut view = View {
-        out: Out::new(args.output.or(Format::Json, args.json_lines)),
-        skel: &loaded.skel,
-        reader: Reader::new(unit, keyed).cumulative(args.histogram.cumulative).of(loaded.subjects.clone()),
-        histograms: Histograms::new(None, &args.histogram, args.timestamp).with_totals(args.extension).about(loaded.subjects.clone())?,
-        ids: Ids { by_disk, commands },
-    };
-    loaded.run(&Run::from(&args.interval), &mut view)
+    let banner = "Tracing block device I/O... Hit Ctrl-C to end.";
+    let output = args.output.or(Format::Json, args.json_lines);
+    let ids = Ids { by_disk, commands };
+    let view = HistogramView::new(output, banner, loaded.skel.object(), unit, keyed, &args.histogram)
+        .with_time(args.timestamp)
+        .with_totals(args.extension)
+        .by_section(|id| ids.section(id));
+    loaded.run(&Run::from(&args.interval), &mut view.about(loaded.subjects.as_ref())?)
 }

@@ -4,24 +4,25 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use bpf::biotop::BiotopSkelBuilder;
 use bpf::biotop::types::{biotop_key, biotop_value, block_owner};
-use bpf::biotop::{BiotopSkel, BiotopSkelBuilder};
 use clap::{Parser, ValueEnum};
-use common::schema::{self, Kind, Record};
-use common::cli::{self, Format, Interval, Output, Tool};
+use common::cli::{Interval, Output, Tool};
 use common::disk::{self, Disk};
 use common::load::{Hook, Loader, hook, way};
-use common::out::{self, Cell, Column, Out, Rows};
+use common::out::{Cell, Column, Out};
+use common::proc;
+use common::schema::{self, Kind, Record};
 use common::session::{Report, Run};
-use common::subject::{By, ByArgs, Subjects};
+use common::subject::{ByArgs, Subjects};
+use common::table::Tally;
 use common::target::{Target, TargetArgs};
 use common::text::Text;
-use common::{proc, table, time};
-use libbpf_rs::{MapCore, MapFlags};
+use common::top::{Top, TopArgs};
+use libbpf_rs::skel::Skel;
 
 /// Show which processes do block I/O: on which disk, how much, and how long it takes
 ///
@@ -32,15 +33,11 @@ use libbpf_rs::{MapCore, MapFlags};
 pub struct Args {
     #[command(flatten)]
     interval: Interval,
-    /// Do not clear the screen: print one summary below the other
-    #[arg(short = 'C', long)]
-    noclear: bool,
     /// What to sort by
     #[arg(short, long, value_name = "BY", default_value = "all")]
     sort: Sort,
-    /// How many rows to show: 20, and no more than the screen takes; JSON and CSV have all where this is not given
-    #[arg(short, long, alias = "maxrows", value_parser = cli::count, allow_negative_numbers = true)]
-    rows: Option<u64>,
+    #[command(flatten)]
+    top: TopArgs,
     #[command(flatten)]
     by: ByArgs,
     #[command(flatten)]
@@ -80,20 +77,10 @@ const COLUMNS: &[Column] = &[
     Column::right("avg_ns", "AVGms", 6, "average time with the driver; nanoseconds in JSON and CSV"),
 ];
 
-/// Rows shown unless the user says otherwise, and lines above them.
-const ROWS: usize = 20;
-const HEADING: usize = 3;
-
 struct View<'a> {
-    out: Out,
-    rows: Rows,
-    skel: &'a BiotopSkel<'a>,
-    /// Whether the kernel now writes `biotop_odd`.
-    odd: bool,
-    /// Whether each summary takes the place of the one before.
-    in_place: bool,
+    top: Top,
+    tally: Tally<'a>,
     sort: Sort,
-    rows_max: Option<u64>,
     subjects: Option<Subjects>,
 }
 
@@ -127,9 +114,9 @@ impl Total {
         if comm.bytes().starts_with(b"kworker/") { longer().unwrap_or(comm) } else { comm }
     }
 
-    fn cells(&self, time_ns: u64) -> [Cell<'static>; 10] {
+    fn cells(&self, time_ns: u64) -> Vec<Cell<'static>> {
         let disk = Disk(self.key.disk);
-        [
+        vec![
             Cell::Uint(time_ns),
             if self.group.is_some() { Cell::Unknown } else { Cell::Uint(self.key.tgid.into()) },
             Cell::Text(self.group.clone().unwrap_or_else(|| self.comm())),
@@ -176,27 +163,10 @@ fn grouped(totals: Vec<Total>, group: impl Fn(&Total) -> Option<Text<'static>>) 
     groups.into_values().collect()
 }
 
-/// The rows of processes, or of groups of them.
-fn rows(by: Option<By>) -> Rows {
-    let mut columns = COLUMNS.to_vec();
-    for column in columns.iter_mut().filter(|column| column.key == "comm") {
-        *column = by.map_or(*column, |by| Column { width: 16, ..by.column() });
-    }
-    Rows::new(&columns, |key| key != "time_unix_ns" && !(key == "pid" && by.is_some()))
-}
-
 impl View<'_> {
     /// What has ended since the last call.
     fn take(&mut self) -> Result<Vec<Total>> {
-        let maps = &self.skel.maps;
-        let (former, next) = match self.odd {
-            true => (&maps.biotop_odd, &maps.biotop_even),
-            false => (&maps.biotop_even, &maps.biotop_odd),
-        };
-        let next = next.as_fd().as_raw_fd().to_ne_bytes();
-        maps.biotop_current.update(&0u32.to_ne_bytes(), &next, MapFlags::ANY).context("cannot change the tables")?;
-        self.odd = !self.odd;
-        let all = table::take(former)?.into_iter();
+        let all = self.tally.take()?.into_iter();
         let mut totals: Vec<Total> = all.map(|(key, value)| Total { key, value, group: None }).collect();
         if let Some(subjects) = self.subjects.as_ref().filter(|subjects| subjects.by().is_some()) {
             totals = grouped(totals, |total| subjects.group_of(total.key.tgid, &total.comm()));
@@ -208,39 +178,17 @@ impl View<'_> {
 
 impl Report for View<'_> {
     fn out(&mut self) -> &mut Out {
-        &mut self.out
+        &mut self.top.out
     }
 
     fn started(&mut self) -> Result<()> {
-        self.out.remark("Tracing... Output every interval. Hit Ctrl-C to end");
+        self.top.out.remark("Tracing... Output every interval. Hit Ctrl-C to end");
         Ok(())
     }
 
     fn interval(&mut self) -> Result<()> {
-        let mut totals = self.take()?;
-        let screen = out::screen_lines().filter(|_| self.in_place);
-        let shown = match self.out.format() {
-            Format::Text => self.rows_max.map_or(ROWS, |rows| rows as usize),
-            _ => self.rows_max.map_or(usize::MAX, |rows| rows as usize),
-        };
-        totals.truncate(shown.min(screen.map_or(usize::MAX, |lines| lines.saturating_sub(HEADING))));
-        let time_ns = time::unix_now_ns();
-        let rows: Vec<_> = totals.iter().map(|total| total.cells(time_ns)).collect();
-        if self.out.format() == Format::Json {
-            self.rows.json_table(&mut self.out, time_ns, rows.iter().map(|cells| &cells[..]));
-            return Ok(());
-        }
-        if self.out.format() == Format::Text {
-            if self.in_place {
-                self.out.clear();
-            } else {
-                self.out.text("\n");
-            }
-            self.out.text(format!("{:8} loadavg: {}\n", self.out.time(time_ns), proc::load_average()));
-            self.rows.repeat_header();
-        }
-        self.rows.header(&mut self.out);
-        rows.iter().try_for_each(|cells| self.rows.row(&mut self.out, cells))
+        let totals = self.take()?;
+        self.top.print(&totals, &[], Total::cells)
     }
 }
 
@@ -273,26 +221,20 @@ pub fn run(args: Args) -> Result<()> {
     disk::configure(&loader, &mut open, None)?;
     let loaded = loader.load(open, hooks, target)?;
 
-    let out = Out::new(args.output);
-    let in_place = out.is_terminal() && !args.noclear;
-    let mut view = View {
-        out,
-        rows: rows(args.by.by).about(loaded.subjects.as_ref()),
-        subjects: loaded.subjects.clone(),
-        skel: &loaded.skel,
-        odd: false,
-        in_place,
-        sort: args.sort,
-        rows_max: args.rows,
+    let top = Top::new(args.output, &args.top, COLUMNS, |_| true, args.by.by).about(loaded.subjects.as_ref());
+    let run = Run {
+        interval: args.interval.interval.or(Some(Duration::from_secs(1))),
+        report: top.reports_at_end(),
+        ..Run::from(&args.interval)
     };
-    let interval = args.interval.interval.unwrap_or(Duration::from_secs(1));
-    // On a screen the last summary stays; elsewhere what came after it is still told.
-    let run = Run { interval: Some(interval), report: !in_place, ..Run::from(&args.interval) };
+    let tally = Tally::of(loaded.skel.object(), "biotop")?;
+    let mut view = View { top, tally, sort: args.sort, subjects: loaded.subjects.clone() };
     loaded.run(&run, &mut view)
 }
 
 #[cfg(test)]
 mod tests {
+    use common::out::Rows;
     use common::session::decode;
     use proptest::prelude::*;
 

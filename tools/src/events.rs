@@ -1,7 +1,9 @@
 //! What the rows of events must look like, whatever the events hold: for the tests of the tools that stream.
 
 use common::cli::{Format, Output};
+use common::event::{EventView, Events};
 use common::out::{Column, Out};
+use common::session::Report;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::Value;
@@ -43,6 +45,19 @@ pub fn check(
         }
     }
     Ok(())
+}
+
+/// The same for a tool that only says what the cells are.
+pub fn check_each<T: Events>(
+    columns: &[Column],
+    records: &[Vec<u8>],
+    shown: impl Fn(&str) -> bool + Copy,
+    events: impl Fn() -> T,
+) -> Result<(), TestCaseError> {
+    check(columns, records, |out, record| {
+        let mut view = EventView::into_out(out, columns, shown, events());
+        view.event(record).is_ok().then(|| view.into_inner())
+    })
 }
 
 /// How many fields a line of CSV has: by the rules of RFC 4180, not by our writer.

@@ -5,15 +5,15 @@ use std::mem::MaybeUninit;
 use anyhow::{Context, Result};
 use bpf::execsnoop::{ExecsnoopSkelBuilder, types::execsnoop_event};
 use clap::Parser;
-use common::schema::{self, Kind, Record};
 use common::cli::{self, Output, Tool};
+use common::event::{Clock, EventView, Events};
 use common::load::{Loader, hook};
-use common::out::{Cell, Column, Out, Rows};
-use common::session::{Report, Run, decode};
+use common::out::{Cell, Column};
 use common::pattern::Pattern;
+use common::schema::{self, Kind, Record};
+use common::session::Run;
 use common::target::{self, Target, TargetArgs};
 use common::text::Text;
-use common::time::{WallClock, monotonic_ns};
 
 /// Trace the execution of programs: execve(2) and execveat(2), by any thread of 64-bit and 32-bit programs
 #[derive(Parser)]
@@ -77,60 +77,43 @@ const COLUMNS: &[Column] = &[
     Column::left("args", "ARGS", 0, "command line: the path, then the arguments after the first"),
 ];
 
-struct View {
-    out: Out,
-    rows: Rows,
-    clock: WallClock,
-    start_ns: u64,
+/// Rows of executions.
+struct Execs {
     quote: bool,
     words: usize,
     line: Option<String>,
 }
 
-impl Report for View {
-    fn out(&mut self) -> &mut Out {
-        &mut self.out
-    }
+impl Events for Execs {
+    type Event = execsnoop_event;
 
-    fn started(&mut self) -> Result<()> {
-        self.start_ns = monotonic_ns();
-        self.rows.header(&mut self.out);
-        Ok(())
-    }
-
-    fn event(&mut self, record: &[u8]) -> Result<()> {
-        let (event, text) = decode::<execsnoop_event>(record).context("a malformed event")?;
+    fn cells<'e>(&mut self, event: &'e execsnoop_event, text: &'e [u8], clock: &mut Clock) -> Result<Option<Vec<Cell<'e>>>> {
         let (filename, args) = text.split_at_checked(event.filename_size.into()).context("a malformed event")?;
         let args = args.get(..event.args_size as usize).context("a malformed event")?;
         let (filename, argv) = (path(filename, event.dirfd), split(args));
         let words = command_line(&filename, &argv, event.is_script != 0);
         let is_wanted = |line: &String| words.iter().any(|word| word.to_string().contains(line));
         if self.line.as_ref().is_some_and(|line| !is_wanted(line)) {
-            return Ok(());
+            return Ok(None);
         }
         let truncated = event.truncated != 0;
         let line = shown(&words, self.words, self.quote, truncated);
-        let time_ns = self.clock.unix_ns(event.time_ns);
-        let since_start_ns = event.time_ns.saturating_sub(self.start_ns);
-        self.rows.row(
-            &mut self.out,
-            &[
-                Cell::Time(time_ns),
-                Cell::Shown(format!("{:.3}", since_start_ns as f64 / 1e9), since_start_ns as i64),
-                Cell::Uint(event.uid.into()),
-                Cell::Uint(event.cpu.into()),
-                Cell::Text(Text::from_c(&event.comm)),
-                Cell::Uint(event.pid.into()),
-                Cell::Uint(event.tid.into()),
-                Cell::Uint(event.ppid.into()),
-                Cell::Text(Text::from_c(&event.parent_comm)),
-                Cell::Int(event.ret.into()),
-                Cell::Text(filename),
-                Cell::List(&argv),
-                Cell::Flag("cut", truncated),
-                Cell::Str(&line),
-            ],
-        )
+        Ok(Some(vec![
+            clock.time(event.time_ns),
+            clock.since_start(event.time_ns, 3),
+            Cell::Uint(event.uid.into()),
+            Cell::Uint(event.cpu.into()),
+            Cell::Text(Text::from_c(&event.comm)),
+            Cell::Uint(event.pid.into()),
+            Cell::Uint(event.tid.into()),
+            Cell::Uint(event.ppid.into()),
+            Cell::Text(Text::from_c(&event.parent_comm)),
+            Cell::Int(event.ret.into()),
+            Cell::Text(filename),
+            Cell::List(argv),
+            Cell::Flag("cut", truncated),
+            Cell::Own(line),
+        ]))
     }
 }
 
@@ -207,15 +190,12 @@ pub fn run(args: Args) -> Result<()> {
         "tid" | "filename" | "argv" | "truncated" => false,
         _ => true,
     };
-    let mut view = View {
-        out: Out::new(args.output),
-        rows: Rows::new(COLUMNS, shown).about(loaded.subjects.as_ref()),
-        clock: WallClock::default(),
-        start_ns: 0,
+    let execs = Execs {
         quote: args.quote,
         words: args.max_args.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX)),
         line: args.line,
     };
+    let mut view = EventView::new(args.output, COLUMNS, shown, execs).about(loaded.subjects.as_ref());
     loaded.run(&Run::default(), &mut view)
 }
 
@@ -237,11 +217,7 @@ mod tests {
                 let at = std::mem::offset_of!(execsnoop_event, filename_size);
                 record[at..at + 2].copy_from_slice(&sizes.0.to_ne_bytes());
             }
-            events::check(COLUMNS, &[record], |out, record| {
-                let (clock, rows) = (WallClock::default(), Rows::new(COLUMNS, |_| true));
-                let mut view = View { out, rows, clock, start_ns: 0, quote, words, line: None };
-                view.event(record).is_ok().then_some(view.out)
-            })?;
+            events::check_each(COLUMNS, &[record], |_| true, || Execs { quote, words, line: None })?;
         }
 
         #[test]

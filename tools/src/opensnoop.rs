@@ -7,17 +7,17 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bpf::opensnoop::{OpensnoopSkelBuilder, types::opensnoop_event};
 use clap::Parser;
-use common::schema::{self, Kind, Record};
-use common::cli::{self, Format, Output, Tool};
+use common::cli::{self, Output, Tool};
+use common::event::{Clock, EventView, Events};
 use common::load::{Loader, hook};
-use common::out::{Cell, Column, Out, Rows};
-use common::privilege;
-use common::session::{Report, Run, decode};
-use common::stack::{self, StackArgs, Stacked, Stacks, Style};
+use common::out::{Cell, Column};
 use common::pattern::Pattern;
+use common::privilege;
+use common::schema::{self, Kind, Record};
+use common::session::Run;
+use common::stack::{self, StackArgs, Style};
 use common::target::{self, Target, TargetArgs};
 use common::text::Text;
-use common::time::WallClock;
 
 /// Trace open(2), openat(2), openat2(2) and creat(2), by 64-bit and 32-bit programs, as they return
 #[derive(Parser)]
@@ -114,67 +114,32 @@ fn buffer_pages(text: &str) -> Result<u32, String> {
     }
 }
 
-struct View {
-    out: Out,
-    rows: Rows,
-    clock: WallClock,
-    /// The stacks that came, where they are wanted.
-    stacks: Option<Stacks>,
-}
+/// Rows of opens.
+struct Opens;
 
-impl Report for View {
-    fn out(&mut self) -> &mut Out {
-        &mut self.out
-    }
+impl Events for Opens {
+    type Event = opensnoop_event;
 
-    fn started(&mut self) -> Result<()> {
-        self.rows.header(&mut self.out);
-        Ok(())
-    }
-
-    fn event(&mut self, record: &[u8]) -> Result<()> {
-        if self.stacks.as_mut().is_some_and(|stacks| stacks.event(record)) {
-            return Ok(());
-        }
-        let (event, text) = decode::<opensnoop_event>(record).context("a malformed event")?;
+    fn cells<'e>(&mut self, event: &'e opensnoop_event, text: &'e [u8], clock: &mut Clock) -> Result<Option<Vec<Cell<'e>>>> {
         let (fd, errno) = if event.ret >= 0 { (event.ret, 0) } else { (-1, event.ret.saturating_neg()) };
-        let time_ns = self.clock.unix_ns(event.time_ns);
         let created = event.flags & (libc::O_CREAT | libc::O_TMPFILE & !libc::O_DIRECTORY) as u64 != 0;
         let mode = if created { format!("{:04o}", event.mode) } else { "n/a".into() };
-        let callers = self.callers(event.callers);
-        self.rows.row(
-            &mut self.out,
-            &[
-                Cell::Time(time_ns),
-                Cell::Uint(event.uid.into()),
-                Cell::Uint(event.pid.into()),
-                Cell::Uint(event.tid.into()),
-                Cell::Text(Text::from_c(&event.comm)),
-                Cell::Int(fd.into()),
-                Cell::Int(errno.into()),
-                Cell::Shown(format!("{:08o}", event.flags), event.flags as i64),
-                Cell::Shown(mode, event.mode.into()),
-                Cell::Text(path(text, event.path_size.into(), event.directory_size.into())),
-                callers.clone().map_or(Cell::Unknown, Cell::Lines),
-            ],
-        )?;
-        if self.out.format() == Format::Text {
-            for caller in callers.unwrap_or_default() {
-                self.out.text(format!("        {caller}\n"));
-            }
-        }
-        Ok(())
+        Ok(Some(vec![
+            clock.time(event.time_ns),
+            Cell::Uint(event.uid.into()),
+            Cell::Uint(event.pid.into()),
+            Cell::Uint(event.tid.into()),
+            Cell::Text(Text::from_c(&event.comm)),
+            Cell::Int(fd.into()),
+            Cell::Int(errno.into()),
+            Cell::Shown(format!("{:08o}", event.flags), event.flags as i64),
+            Cell::Shown(mode, event.mode.into()),
+            Cell::Text(path(text, event.path_size.into(), event.directory_size.into())),
+        ]))
     }
-}
 
-impl View {
-    /// The frames of an open's user stack, where they are wanted.
-    fn callers(&mut self, id: u64) -> Option<Vec<String>> {
-        let stacks = self.stacks.as_mut()?;
-        stacks.resolve([id]);
-        let stacked = Stacked { user: Some(stacks.stack(id)), kernel: None };
-        let lines = stacked.lines(Style { offsets: true, ..Style::default() }, false);
-        Some(lines.lines().map(|line| line.trim_start().to_owned()).collect())
+    fn stack_ids(&self, event: &opensnoop_event) -> [u64; 2] {
+        [event.callers, 0]
     }
 }
 
@@ -235,12 +200,11 @@ pub fn run(args: Args) -> Result<()> {
         _ => true,
     };
     let columns = COLUMNS.iter().map(|column| if args.callers && column.key == "path" { PATH_OR_CALLER } else { *column });
-    let mut view = View {
-        out: Out::new(args.output),
-        rows: Rows::new(&columns.collect::<Vec<_>>(), shown).about(loaded.subjects.as_ref()),
-        clock: WallClock::default(),
-        stacks: args.callers.then(Stacks::traced),
-    };
+    let columns: Vec<Column> = columns.collect();
+    let mut view = EventView::new(args.output, &columns, shown, Opens).about(loaded.subjects.as_ref());
+    if args.callers {
+        view = view.with_stacks(Style { offsets: true, ..Style::default() }, false);
+    }
     loaded.run(&Run { duration: args.duration, keeps: Some(if args.callers { privilege::NAMES } else { &[] }), ..Run::default() }, &mut view)
 }
 
@@ -249,16 +213,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use common::session::Report;
+
     use crate::{events, fuzz};
 
     proptest! {
         #[test]
         fn any_event_is_a_row(record in events::record()) {
-            events::check(COLUMNS, &[record], |out, record| {
-                let (clock, rows) = (WallClock::default(), Rows::new(COLUMNS, |key| key != "callers"));
-                let mut view = View { out, rows, clock, stacks: None };
-                view.event(record).is_ok().then_some(view.out)
-            })?;
+            events::check_each(COLUMNS, &[record], |key| key != "callers", || Opens)?;
         }
 
         #[test]
@@ -286,8 +248,7 @@ mod tests {
         let mut record = vec![0; size_of::<opensnoop_event>()];
         let at = std::mem::offset_of!(opensnoop_event, ret);
         record[at..at + 4].copy_from_slice(&i32::MIN.to_ne_bytes());
-        let (clock, rows, out) = (WallClock::default(), Rows::new(COLUMNS, |_| true), Out::new(Output::default()));
-        View { out, rows, clock, stacks: None }.event(&record).unwrap();
+        EventView::new(Output::default(), COLUMNS, |_| true, Opens).event(&record).unwrap();
     }
 
     #[test]

@@ -3,14 +3,13 @@
 use std::mem::MaybeUninit;
 
 use anyhow::{Context, Result};
-use bpf::runqlat::{RunqlatSkel, RunqlatSkelBuilder, types::runqlat_key};
+use bpf::runqlat::{RunqlatSkelBuilder, types::runqlat_key};
 use clap::Parser;
-use common::schema::{self, Field, Kind, Record};
 use common::cli::{self, Interval, Output, Tool};
-use common::hist::{Histograms, Reader, Unit};
+use common::hist::{HistogramView, Unit};
 use common::load::{Loader, hook};
-use common::out::Out;
-use common::session::{Report, Run};
+use common::schema::{self, Field, Kind, Record};
+use common::session::Run;
 use common::subject::ByArgs;
 use common::target::{Target, TargetArgs};
 use common::text::Text;
@@ -52,33 +51,6 @@ pub struct Args {
     tool: Tool,
 }
 
-struct View<'a> {
-    out: Out,
-    skel: &'a RunqlatSkel<'a>,
-    reader: Reader,
-    histograms: Histograms,
-}
-
-impl Report for View<'_> {
-    fn out(&mut self) -> &mut Out {
-        &mut self.out
-    }
-
-    fn started(&mut self) -> Result<()> {
-        self.out.remark("Tracing run queue latency... Hit Ctrl-C to end.");
-        Ok(())
-    }
-
-    fn interval(&mut self) -> Result<()> {
-        let names = &self.skel.maps.runqlat_names;
-        self.histograms.print(&mut self.out, &self.reader.read(self.skel.object())?, |id| {
-            let name = names.lookup(&id.to_ne_bytes(), MapFlags::ANY).ok()??;
-            Some(Text::until_nul(&name).into_owned())
-        });
-        Ok(())
-    }
-}
-
 /// What histograms are told apart by.
 const KEYS: &[Field] = &[
     Field::new("pid", Kind::Count, "process, with -P"),
@@ -118,11 +90,15 @@ pub fn run(args: Args) -> Result<()> {
     let hooks = [hook("runqlat_wakeup"), hook("runqlat_wakeup_new"), hook("runqlat_switch")];
     let loaded = loader.load(open, &hooks, target)?;
 
-    let mut view = View {
-        out: Out::new(args.output),
-        skel: &loaded.skel,
-        reader: Reader::new(unit, keyed).cumulative(args.histogram.cumulative).of(loaded.subjects.clone()),
-        histograms: Histograms::new(key, &args.histogram, args.timestamp).about(loaded.subjects.clone())?,
-    };
-    loaded.run(&Run::from(&args.interval), &mut view)
+    let banner = "Tracing run queue latency... Hit Ctrl-C to end.";
+    let object = loaded.skel.object();
+    let names = &loaded.skel.maps.runqlat_names;
+    let mut view = HistogramView::new(args.output, banner, object, unit, keyed, &args.histogram).with_time(args.timestamp);
+    if let Some(key) = key {
+        view = view.by_key(key, |id| {
+            let name = names.lookup(&id.to_ne_bytes(), MapFlags::ANY).ok()??;
+            Some(Text::until_nul(&name).into_owned())
+        });
+    }
+    loaded.run(&Run::from(&args.interval), &mut view.about(loaded.subjects.as_ref())?)
 }
