@@ -51,11 +51,11 @@ static __always_inline void count(const bool typed, struct task_struct *next, u6
 	}
 }
 
-static __always_inline void stamp(struct task_struct *task)
+static __always_inline void stamp(const bool typed, struct task_struct *task)
 {
 	u64 *queued_ns;
 
-	if (!filter_wants_task(task))
+	if (!filter_wants_task_as(typed, task))
 		return;
 	queued_ns = runqlat_queued_make(task);
 	if (queued_ns)
@@ -64,13 +64,13 @@ static __always_inline void stamp(struct task_struct *task)
 
 TRACEPOINT_HOOK(runqlat_wakeup, sched_wakeup, struct task_struct *task)
 {
-	stamp(task);
+	stamp(typed, task);
 	return 0;
 }
 
 TRACEPOINT_HOOK(runqlat_wakeup_new, sched_wakeup_new, struct task_struct *task)
 {
-	stamp(task);
+	stamp(typed, task);
 	return 0;
 }
 
@@ -80,7 +80,7 @@ TRACEPOINT_HOOK(runqlat_switch, sched_switch, bool preempt, struct task_struct *
 
 	/* A task that is preempted stays runnable, whatever state it was about to enter. */
 	if ((preempt || task_state(typed, prev) == TASK_RUNNING) && FIELD(prev, pid))
-		stamp(prev);
+		stamp(typed, prev);
 	if (!FIELD(next, pid))
 		return 0;
 	queued_ns = runqlat_queued_find(next);

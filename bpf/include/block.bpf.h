@@ -174,7 +174,7 @@ static __always_inline bool block_charged_to_wanted(struct bio *bio)
 	own = cgroup_of((void *)bpf_get_current_task(), filter_cgroup_controller);
 	charged = BPF_CORE_READ(bio, bi_blkg, blkcg, css.cgroup);
 	return charged && BPF_CORE_READ(charged, root) == BPF_CORE_READ(own, root) &&
-	       filter_wants_cgroup_itself(charged);
+	       filter_wants_cgroup(false, charged);
 }
 
 static __always_inline void block_own(struct block_state *state, struct bio *bio)
