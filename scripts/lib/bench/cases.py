@@ -86,7 +86,6 @@ UNINTERESTING = ["-x"]
 FILTERS = {
     "-p, one process": ["-p", "1"],
     "-p, several": ["-p", "1,{self}"],
-    "-p with --follow": ["-p", "1", "--follow"],
     "-t, one thread": ["-t", "1"],
     "--uid": ["--uid", "65534"],
     "--comm, an exact name": ["--comm", "zz"],
