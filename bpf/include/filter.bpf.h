@@ -93,6 +93,11 @@ static __always_inline bool filter_wants_tgid(u32 tgid)
 	return !filter_many || bpf_map_lookup_elem(&filter_tgids, &tgid);
 }
 
+static __always_inline bool filter_by_ids(void)
+{
+	return filter_tgid || filter_tid || filter_self || filter_many || filter_many_tids;
+}
+
 static __always_inline bool filter_wants_ids(u32 tgid, u32 tid)
 {
 	if (!filter_wants_tgid(tgid))
@@ -184,9 +189,7 @@ static __always_inline bool filter_wants_pinned(struct task_struct *task)
  */
 static __always_inline bool filter_wants_task_as(const bool typed, struct task_struct *task)
 {
-	bool ids = filter_tgid || filter_tid || filter_self || filter_many || filter_many_tids;
-
-	if (ids && !filter_wants_ids(FIELD(task, tgid), FIELD(task, pid)))
+	if (filter_by_ids() && !filter_wants_ids(FIELD(task, tgid), FIELD(task, pid)))
 		return false;
 	if (filter_uid != ANY_ID && (typed ? task->cred->uid.val : BPF_CORE_READ(task, cred, uid.val)) != filter_uid)
 		return false;
@@ -229,14 +232,13 @@ static OWN_FRAME bool filter_wants_current_by_all(void)
 /* The same for an event that is about current. */
 static __always_inline bool filter_wants_current(void)
 {
-	bool ids = filter_tgid || filter_tid || filter_self || filter_many || filter_many_tids;
 	bool others = filter_uid != ANY_ID || filter_ppid || filter_comm_end || filter_by_cgroup() ||
 		      filter_cgroupmap || filter_mntnsmap || want_subjects;
 	u64 id;
 
 	if (others)
 		return filter_wants_current_by_all();
-	if (!ids)
+	if (!filter_by_ids())
 		return true;
 	id = bpf_get_current_pid_tgid();
 	return filter_wants_ids(id >> 32, (u32)id);

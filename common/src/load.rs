@@ -325,9 +325,6 @@ impl Loader {
         }
         self.prepare_maps(object, has_storage)?;
         self.guard_from_preemption(object)?;
-        // bpf_get_current_task_btf() came with task storage, and needs the kernel's own types.
-        let typed_current = self.has_task_storage && self.btf.custom().is_none();
-        Knobs::of(object)?.set_if_there("filter_current_typed", &[u8::from(typed_current)])?;
         let models = target.apply(object)?;
         target.wish.apply(object)?;
         let excerpt = self.excerpt.take().map(|excerpt| excerpt.fill(&self.btf, object)).transpose()?;
@@ -453,6 +450,9 @@ impl Loader {
         }
         let knobs = Knobs::of(object)?;
         knobs.set_if_there("use_local_storage", &[u8::from(has_storage)])?;
+        // bpf_get_current_task_btf() came with task storage, and needs the kernel's own types.
+        let typed_current = self.has_task_storage && self.btf.custom().is_none();
+        knobs.set_if_there("filter_current_typed", &[u8::from(typed_current)])?;
         knobs.set_if_there("stream_perf", &[u8::from(self.perf)])?;
         knobs.set_if_there("stream_wakeup_bytes", &(u64::from(self.tool.buffer) << 9).to_ne_bytes())?;
         Ok(())
