@@ -21,6 +21,8 @@ pub struct TopArgs {
 
 /// Rows shown unless the user says otherwise.
 const ROWS: usize = 20;
+/// Lines that the load average and the heading take, and the last, which stays free for the cursor.
+const HEADING: usize = 3;
 
 /// Prints tables, on a terminal each in the place of the one before.
 pub struct Top {
@@ -64,25 +66,18 @@ impl Top {
         !self.in_place
     }
 
-    /// Print the largest of `items`, which are sorted, under the load average and the lines of `above`.
+    /// Print the largest of `items`, which are sorted, under the load average.
     ///
     /// # Errors
     /// When standard output cannot be written.
-    pub fn print<T>(
-        &mut self,
-        items: &[T],
-        above: &[String],
-        cells: impl Fn(&T, u64) -> Vec<Cell<'static>>,
-    ) -> Result<()> {
+    pub fn print<T>(&mut self, items: &[T], cells: impl Fn(&T, u64) -> Vec<Cell<'static>>) -> Result<()> {
         let time_ns = time::unix_now_ns();
         let screen = out::screen_lines().filter(|_| self.in_place);
-        // The load average and the heading; the last line stays free for the cursor.
-        let heading = 3 + above.len();
         let shown = match self.out.format() {
             Format::Text => self.rows_max.unwrap_or(ROWS),
             _ => self.rows_max.unwrap_or(usize::MAX),
         };
-        let most = shown.min(screen.map_or(usize::MAX, |lines| lines.saturating_sub(heading)));
+        let most = shown.min(screen.map_or(usize::MAX, |lines| lines.saturating_sub(HEADING)));
         let rows: Vec<Vec<Cell<'_>>> = items.iter().take(most).map(|item| cells(item, time_ns)).collect();
         if self.out.format() == Format::Json {
             self.rows.json_table(&mut self.out, time_ns, rows.iter().map(|cells| &cells[..]));
@@ -95,7 +90,6 @@ impl Top {
                 self.out.text("\n");
             }
             self.out.text(format!("{:8} loadavg: {}\n", self.out.time(time_ns), proc::load_average()));
-            above.iter().for_each(|line| self.out.text(format!("{line}\n")));
             self.rows.repeat_header();
         }
         self.rows.header(&mut self.out);

@@ -188,7 +188,7 @@ impl Report for View<'_> {
 
     fn interval(&mut self) -> Result<()> {
         let totals = self.take()?;
-        self.top.print(&totals, &[], Total::cells)
+        self.top.print(&totals, Total::cells)
     }
 }
 
