@@ -101,9 +101,9 @@ class Bench:
         return found
 
     def rejected(self, calibration_ns):
-        """What each filter costs a rejected event, in ns: the least of some runs, each against the one before it."""
+        """What each filter costs a rejected event, in ns: the least of some runs, in turn with those that it is held against."""
         with empty_cgroups() as cgroup:
-            values = {"{self}": str(os.getpid()), "{cgroup}": cgroup}
+            values = {"{self}": str(os.getpid()), "{cgroup}": cgroup or ""}
 
             def event_ns(args):
                 for name, value in values.items():
@@ -112,15 +112,18 @@ class Bench:
                 # Not what follows forks, of which there are others' too.
                 return None if programs is None else sum(program["event_ns"] for program in programs if program["runs"] > 0.9)
 
-            found = {}
-            for title, args in cases.FILTERS.items():
-                if "{cgroup}" in " ".join(args) and not cgroup:
-                    continue
-                rounds = [(event_ns(cases.UNINTERESTING), event_ns(args)) for _ in range(self.rounds)]
-                if all(None not in pair for pair in rounds):
-                    base, filtered = zip(*rounds)
-                    found[title] = {"base_ns": min(base), "added_ns": min(filtered) - min(base)}
-        return found
+            filters = {title: args for title, args in cases.FILTERS.items() if cgroup or "{cgroup}" not in " ".join(args)}
+            rounds = [
+                (event_ns(cases.UNINTERESTING), {title: event_ns(args) for title, args in filters.items()})
+                for _ in range(self.rounds)
+            ]
+        least = lambda values: None if None in values else min(values)
+        base = least([base for base, _ in rounds])
+        rejected = {title: least([costs[title] for _, costs in rounds]) for title in filters}
+        return {
+            title: {"base_ns": base, "added_ns": cost - base}
+            for title, cost in rejected.items() if None not in (base, cost)
+        }
 
     def life(self, command, args, occasion):
         """ms to where it is attached, to the first row and to its end, peak KiB, map memory."""
