@@ -4,17 +4,22 @@ mod biolatency;
 mod biotop;
 mod cli;
 mod core;
+mod cpudist;
 mod doctor;
 mod execsnoop;
 mod export;
+mod hardirqs;
 mod memleak;
 mod offcputime;
+mod offwaketime;
 mod opensnoop;
 mod output;
 mod privilege;
 mod profile;
 mod runqlat;
+mod runqslower;
 mod soak;
+mod softirqs;
 mod target;
 mod tcplife;
 
@@ -40,6 +45,11 @@ fn main() -> std::process::ExitCode {
         soak::tests(),
         target::tests(),
         tcplife::tests(),
+        runqslower::tests(),
+        cpudist::tests(),
+        hardirqs::tests(),
+        softirqs::tests(),
+        offwaketime::tests(),
     ];
     libtest_mimic::run(&arguments, tests.into_iter().flatten().collect()).exit_code()
 }
