@@ -96,7 +96,11 @@ pub fn letters(command: clap::Command) -> clap::Command {
     )
 }
 
-fn comm(text: &str) -> Result<Pattern, String> {
+/// Parse a pattern of names.
+///
+/// # Errors
+/// Where no name can match it.
+pub fn comm(text: &str) -> Result<Pattern, String> {
     let pattern = Pattern::parse(text)?;
     if pattern.least > COMM_MAX {
         return Err(format!("matches nothing: a name has at most {COMM_MAX} bytes"));

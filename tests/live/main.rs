@@ -4,17 +4,22 @@ mod biolatency;
 mod biotop;
 mod cli;
 mod core;
+mod cpudist;
 mod doctor;
 mod execsnoop;
 mod export;
+mod hardirqs;
 mod memleak;
 mod offcputime;
+mod offwaketime;
 mod opensnoop;
 mod output;
 mod privilege;
 mod profile;
 mod runqlat;
+mod runqslower;
 mod soak;
+mod softirqs;
 mod target;
 mod tcplife;
 
@@ -42,6 +47,11 @@ fn main() -> std::process::ExitCode {
         soak::tests(),
         target::tests(),
         tcplife::tests(),
+        runqslower::tests(),
+        cpudist::tests(),
+        hardirqs::tests(),
+        softirqs::tests(),
+        offwaketime::tests(),
     ];
     // On a kernel between two on which all of them run: of each tool, that which says whether it works at all, and what
     // differs between kernels.

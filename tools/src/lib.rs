@@ -58,12 +58,17 @@ pub mod install;
 registry! {
     biolatency ["-c CGROUP", "--by unit"],
     biotop,
+    cpudist,
     execsnoop ["-x"],
+    hardirqs,
     memleak ["-p PID", "--percpu"],
     offcputime ["--early-stacks"],
+    offwaketime,
     opensnoop ["-F", "-c", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup"],
     profile,
     runqlat ["--pidnss", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup -P", "--by comm"],
+    runqslower,
+    softirqs,
     tcplife,
 }
 
