@@ -2,19 +2,23 @@
 
 mod biolatency;
 mod biotop;
+mod cachestat;
 mod cli;
 mod core;
 mod doctor;
 mod execsnoop;
+mod exitsnoop;
 mod export;
 mod memleak;
 mod offcputime;
+mod oomkill;
 mod opensnoop;
 mod output;
 mod privilege;
 mod profile;
 mod runqlat;
 mod soak;
+mod syscount;
 mod target;
 mod tcplife;
 
@@ -40,6 +44,10 @@ fn main() -> std::process::ExitCode {
         soak::tests(),
         target::tests(),
         tcplife::tests(),
+        exitsnoop::tests(),
+        syscount::tests(),
+        oomkill::tests(),
+        cachestat::tests(),
     ];
     libtest_mimic::run(&arguments, tests.into_iter().flatten().collect()).exit_code()
 }

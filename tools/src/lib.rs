@@ -58,12 +58,16 @@ pub mod install;
 registry! {
     biolatency ["-c CGROUP", "--by unit"],
     biotop,
+    cachestat,
     execsnoop ["-x"],
+    exitsnoop,
     memleak ["-p PID", "--percpu"],
     offcputime ["--early-stacks"],
+    oomkill,
     opensnoop ["-F", "-c", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup"],
     profile,
     runqlat ["--pidnss", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup -P", "--by comm"],
+    syscount,
     tcplife,
 }
 
