@@ -15,6 +15,7 @@ struct assoc_array_ptr;
 struct attribute_group;
 struct audit_context;
 struct audit_names;
+struct autogroup;
 struct backing_dev_info;
 struct badblocks;
 struct balance_callback;
@@ -67,6 +68,7 @@ struct cma;
 struct compat_robust_list_head;
 struct completion;
 struct completion_list;
+struct core_state;
 struct cpu_stop_done;
 struct cpuidle_state;
 struct cpumask;
@@ -293,6 +295,7 @@ struct task_delay_info;
 struct task_exec_state;
 struct task_group;
 struct task_struct;
+struct taskstats;
 struct tcp_ao_info;
 struct tcp_congestion_ops;
 struct tcp_fastopen_context;
@@ -308,6 +311,8 @@ struct trace_eval_map;
 struct trace_event_call;
 struct tracepoint_ext;
 struct tracepoint_func;
+struct tty_audit_buf;
+struct tty_struct;
 struct ucounts;
 struct uprobe_task;
 struct user_fpsimd_state;
@@ -1054,6 +1059,11 @@ struct upid {
 typedef struct {
 	long unsigned int sig[1];
 } sigset_t;
+
+struct cpu_itimer {
+	u64 expires;
+	u64 incr;
+};
 
 struct rlimit {
 	__kernel_ulong_t rlim_cur;
@@ -5429,6 +5439,16 @@ struct nsproxy {
 	struct cgroup_namespace *cgroup_ns;
 };
 
+struct pacct_struct {
+	int ac_flag;
+	long int ac_exitcode;
+	long unsigned int ac_mem;
+	u64 ac_utime;
+	u64 ac_stime;
+	long unsigned int ac_minflt;
+	long unsigned int ac_majflt;
+};
+
 struct percpu_ref_data {
 	atomic_long_t count;
 	percpu_ref_func_t *release;
@@ -5711,6 +5731,88 @@ struct rq {
 	struct list_head cfsb_csd_list;
 	atomic_t nr_iowait;
 	long: 64;
+};
+
+struct task_cputime_atomic {
+	atomic64_t utime;
+	atomic64_t stime;
+	atomic64_t sum_exec_runtime;
+};
+
+struct thread_group_cputimer {
+	struct task_cputime_atomic cputime_atomic;
+};
+
+struct signal_struct {
+	refcount_t sigcnt;
+	atomic_t live;
+	int nr_threads;
+	int quick_threads;
+	struct list_head thread_head;
+	wait_queue_head_t wait_chldexit;
+	struct task_struct *curr_target;
+	struct sigpending shared_pending;
+	struct hlist_head multiprocess;
+	int group_exit_code;
+	int notify_count;
+	struct task_struct *group_exec_task;
+	int group_stop_count;
+	unsigned int flags;
+	struct core_state *core_state;
+	bool is_child_subreaper;
+	bool has_child_subreaper;
+	unsigned int autoreap: 1;
+	unsigned int timer_create_restore_ids: 1;
+	atomic_t next_posix_timer_id;
+	struct hlist_head posix_timers;
+	struct hlist_head ignored_posix_timers;
+	struct hrtimer real_timer;
+	ktime_t it_real_incr;
+	struct cpu_itimer it[2];
+	struct thread_group_cputimer cputimer;
+	struct posix_cputimers posix_cputimers;
+	struct pid *pids[4];
+	atomic_t tick_dep_mask;
+	struct pid *tty_old_pgrp;
+	int leader;
+	struct tty_struct *tty;
+	struct autogroup *autogroup;
+	seqlock_t stats_lock;
+	u64 utime;
+	u64 stime;
+	u64 cutime;
+	u64 cstime;
+	u64 gtime;
+	u64 cgtime;
+	struct prev_cputime prev_cputime;
+	long unsigned int nvcsw;
+	long unsigned int nivcsw;
+	long unsigned int cnvcsw;
+	long unsigned int cnivcsw;
+	long unsigned int min_flt;
+	long unsigned int maj_flt;
+	long unsigned int cmin_flt;
+	long unsigned int cmaj_flt;
+	long unsigned int inblock;
+	long unsigned int oublock;
+	long unsigned int cinblock;
+	long unsigned int coublock;
+	long unsigned int maxrss;
+	long unsigned int cmaxrss;
+	struct task_io_accounting ioac;
+	long long unsigned int sum_sched_runtime;
+	struct rlimit rlim[16];
+	struct pacct_struct pacct;
+	struct taskstats *stats;
+	unsigned int audit_tty;
+	struct tty_audit_buf *tty_audit_buf;
+	struct rw_semaphore cgroup_threadgroup_rwsem;
+	bool oom_flag_origin;
+	short int oom_score_adj;
+	short int oom_score_adj_min;
+	struct mm_struct *oom_mm;
+	struct mutex cred_guard_mutex;
+	struct rw_semaphore exec_update_lock;
 };
 
 struct slot {
