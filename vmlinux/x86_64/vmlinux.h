@@ -185,6 +185,9 @@ struct list_head;
 struct llist_head;
 struct llist_node;
 struct mem_cgroup;
+struct mem_cgroup_per_node;
+struct memcg_vmstats;
+struct memcg_vmstats_percpu;
 struct mempolicy;
 struct mempool;
 struct mm_cid_pcpu;
@@ -217,6 +220,7 @@ struct obj_cgroup;
 struct old_timespec32;
 struct orc_entry;
 struct page;
+struct page_counter;
 struct page_pool;
 struct partition_meta_info;
 struct pci_slot;
@@ -337,6 +341,7 @@ struct xa_node;
 struct xarray;
 struct xfrm_policy;
 struct xol_area;
+struct zonelist;
 
 typedef unsigned char __u8;
 
@@ -1461,6 +1466,50 @@ typedef void *mempool_alloc_t(gfp_t, void *);
 
 typedef void mempool_free_t(void *, void *);
 
+struct page_counter {
+	atomic_long_t usage;
+	long unsigned int failcnt;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	struct cacheline_padding _pad1_;
+	long unsigned int emin;
+	atomic_long_t min_usage;
+	atomic_long_t children_min_usage;
+	long unsigned int elow;
+	atomic_long_t low_usage;
+	atomic_long_t children_low_usage;
+	long unsigned int watermark;
+	long unsigned int local_watermark;
+	struct cacheline_padding _pad2_;
+	bool protection_support;
+	bool track_failcnt;
+	long unsigned int min;
+	long unsigned int low;
+	long unsigned int high;
+	long unsigned int max;
+	struct page_counter *parent;
+	long: 64;
+	long: 64;
+};
+
+struct wb_completion {
+	atomic_t cnt;
+	wait_queue_head_t *waitq;
+	long unsigned int progress_stamp;
+	long unsigned int wait_start;
+};
+
+struct memcg_cgwb_frn {
+	u64 bdi_id;
+	int memcg_id;
+	u64 at;
+	struct wb_completion done;
+};
+
 enum bpf_map_type {
 	BPF_MAP_TYPE_UNSPEC = 0,
 	BPF_MAP_TYPE_HASH = 1,
@@ -2148,6 +2197,14 @@ struct flowi6 {
 };
 
 struct lockdep_map {};
+
+enum {
+	MM_FILEPAGES = 0,
+	MM_ANONPAGES = 1,
+	MM_SWAPENTS = 2,
+	MM_SHMEMPAGES = 3,
+	NR_MM_COUNTERS = 4,
+};
 
 struct thread_info {
 	long unsigned int flags;
@@ -5157,6 +5214,24 @@ struct cgroup_root {
 	struct cgroup cgrp;
 };
 
+enum cgroup_subsys_id {
+	cpuset_cgrp_id = 0,
+	cpu_cgrp_id = 1,
+	cpuacct_cgrp_id = 2,
+	io_cgrp_id = 3,
+	memory_cgrp_id = 4,
+	devices_cgrp_id = 5,
+	freezer_cgrp_id = 6,
+	net_cls_cgrp_id = 7,
+	perf_event_cgrp_id = 8,
+	net_prio_cgrp_id = 9,
+	hugetlb_cgrp_id = 10,
+	pids_cgrp_id = 11,
+	rdma_cgrp_id = 12,
+	misc_cgrp_id = 13,
+	CGROUP_SUBSYS_COUNT = 14,
+};
+
 struct console___2 {
 	struct list_head list;
 	struct hvc_struct *hvc;
@@ -5342,6 +5417,12 @@ struct filename {
 	const char iname[168];
 };
 
+struct fprop_global {
+	struct percpu_counter events;
+	unsigned int period;
+	seqcount_t sequence;
+};
+
 struct fs_struct {
 	int users;
 	seqlock_t seq;
@@ -5415,6 +5496,75 @@ struct kprobe {
 struct once {
 	atomic_t state;
 	struct mutex lock;
+};
+
+struct lru_gen_mm_list {
+	struct list_head fifo;
+	spinlock_t lock;
+};
+
+struct mem_cgroup_private_id {
+	int id;
+	refcount_t ref;
+};
+
+struct vmpressure {
+	long unsigned int scanned;
+	long unsigned int reclaimed;
+	long unsigned int tree_scanned;
+	long unsigned int tree_reclaimed;
+	spinlock_t sr_lock;
+	struct list_head events;
+	struct mutex events_lock;
+	struct work_struct work;
+};
+
+struct wb_domain {
+	spinlock_t lock;
+	struct fprop_global completions;
+	struct timer_list period_timer;
+	long unsigned int period_time;
+	long unsigned int dirty_limit_tstamp;
+	long unsigned int dirty_limit;
+};
+
+struct mem_cgroup {
+	struct cgroup_subsys_state css;
+	struct mem_cgroup_private_id id;
+	struct page_counter memory;
+	union {
+		struct page_counter swap;
+		struct page_counter memsw;
+	};
+	struct list_head memory_peaks;
+	struct list_head swap_peaks;
+	spinlock_t peaks_lock;
+	struct work_struct high_work;
+	long unsigned int zswap_max;
+	bool zswap_writeback;
+	struct vmpressure vmpressure;
+	bool oom_group;
+	int swappiness;
+	struct cgroup_file events_file;
+	struct cgroup_file events_local_file;
+	struct cgroup_file swap_events_file;
+	struct memcg_vmstats *vmstats;
+	atomic_long_t memory_events[10];
+	atomic_long_t memory_events_local[10];
+	u64 socket_pressure;
+	int kmemcg_id;
+	struct list_head cgwb_list;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	struct memcg_vmstats_percpu *vmstats_percpu;
+	struct wb_domain cgwb_domain;
+	struct memcg_cgwb_frn cgwb_frn[4];
+	struct lru_gen_mm_list mm_list;
+	struct mem_cgroup_per_node *nodeinfo[0];
+	long: 64;
 };
 
 struct msi_device_data {
@@ -5518,6 +5668,25 @@ struct nsproxy {
 	struct time_namespace *time_ns;
 	struct time_namespace *time_ns_for_children;
 	struct cgroup_namespace *cgroup_ns;
+};
+
+enum oom_constraint {
+	CONSTRAINT_NONE = 0,
+	CONSTRAINT_CPUSET = 1,
+	CONSTRAINT_MEMORY_POLICY = 2,
+	CONSTRAINT_MEMCG = 3,
+};
+
+struct oom_control {
+	struct zonelist *zonelist;
+	nodemask_t *nodemask;
+	struct mem_cgroup *memcg;
+	const gfp_t gfp_mask;
+	const int order;
+	long unsigned int totalpages;
+	struct task_struct *chosen;
+	long int chosen_points;
+	enum oom_constraint constraint;
 };
 
 struct pacct_struct {
