@@ -2,16 +2,19 @@
 
 mod biolatency;
 mod biotop;
+mod cachestat;
 mod cli;
 mod core;
 mod cpudist;
 mod doctor;
 mod execsnoop;
+mod exitsnoop;
 mod export;
 mod hardirqs;
 mod memleak;
 mod offcputime;
 mod offwaketime;
+mod oomkill;
 mod opensnoop;
 mod output;
 mod privilege;
@@ -20,6 +23,7 @@ mod runqlat;
 mod runqslower;
 mod soak;
 mod softirqs;
+mod syscount;
 mod target;
 mod tcplife;
 
@@ -52,6 +56,10 @@ fn main() -> std::process::ExitCode {
         hardirqs::tests(),
         softirqs::tests(),
         offwaketime::tests(),
+        exitsnoop::tests(),
+        syscount::tests(),
+        oomkill::tests(),
+        cachestat::tests(),
     ];
     // On a kernel between two on which all of them run: of each tool, that which says whether it works at all, and what
     // differs between kernels.

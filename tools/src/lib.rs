@@ -69,6 +69,16 @@ registry! {
     runqlat ["--pidnss", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup -P", "--by comm"],
     runqslower,
     softirqs,
+    cachestat,
+    execsnoop ["-x"],
+    exitsnoop,
+    memleak ["-p PID", "--percpu"],
+    offcputime ["--early-stacks"],
+    oomkill,
+    opensnoop ["-F", "-c", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup"],
+    profile,
+    runqlat ["--pidnss", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup -P", "--by comm"],
+    syscount,
     tcplife,
 }
 
