@@ -7,6 +7,9 @@ mod core;
 mod doctor;
 mod execsnoop;
 mod export;
+mod filetop;
+mod fsdist;
+mod fsslower;
 mod memleak;
 mod offcputime;
 mod opensnoop;
@@ -40,6 +43,9 @@ fn main() -> std::process::ExitCode {
         soak::tests(),
         target::tests(),
         tcplife::tests(),
+        fsslower::tests(),
+        fsdist::tests(),
+        filetop::tests(),
     ];
     libtest_mimic::run(&arguments, tests.into_iter().flatten().collect()).exit_code()
 }
