@@ -33,6 +33,9 @@ fn main() -> std::process::ExitCode {
         doctor::tests(),
         execsnoop::tests(),
         export::tests(),
+        filetop::tests(),
+        fsdist::tests(),
+        fsslower::tests(),
         memleak::tests(),
         offcputime::tests(),
         opensnoop::tests(),
@@ -43,9 +46,6 @@ fn main() -> std::process::ExitCode {
         soak::tests(),
         target::tests(),
         tcplife::tests(),
-        fsslower::tests(),
-        fsdist::tests(),
-        filetop::tests(),
     ];
     libtest_mimic::run(&arguments, tests.into_iter().flatten().collect()).exit_code()
 }
