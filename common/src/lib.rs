@@ -13,6 +13,7 @@ pub mod event;
 mod excerpt;
 pub mod export;
 pub mod fault;
+pub mod fs;
 #[cfg(test)]
 mod fuzz;
 pub mod glob;

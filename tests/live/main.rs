@@ -11,6 +11,9 @@ mod execsnoop;
 mod exitsnoop;
 mod export;
 mod hardirqs;
+mod filetop;
+mod fsdist;
+mod fsslower;
 mod memleak;
 mod offcputime;
 mod offwaketime;
@@ -41,6 +44,9 @@ fn main() -> std::process::ExitCode {
         doctor::tests(),
         execsnoop::tests(),
         export::tests(),
+        filetop::tests(),
+        fsdist::tests(),
+        fsslower::tests(),
         memleak::tests(),
         offcputime::tests(),
         opensnoop::tests(),

@@ -178,7 +178,13 @@ impl Disk {
         // SAFETY: as above; `memory` was checked.
         let memory = unsafe { File::from_raw_fd(memory) };
         memory.set_len(size)?;
+        Self::over(&memory)
+    }
 
+    /// A loop device over a file.
+    pub fn over(file: &File) -> Outcome<Self> {
+        let skip =
+            |what: &str| Stop::Skip(format!("cannot make a loop device: {what}: {}", std::io::Error::last_os_error()));
         let control =
             File::open("/dev/loop-control").map_err(|error| Stop::Skip(format!("no loop devices: {error}")))?;
         // SAFETY: an ioctl without argument.
@@ -189,7 +195,7 @@ impl Disk {
         let name = format!("loop{number}");
         let device = File::options().read(true).write(true).open(format!("/dev/{name}"))?;
         let mut config = [0u8; LOOP_CONFIG];
-        config[..4].copy_from_slice(&memory.as_raw_fd().to_ne_bytes());
+        config[..4].copy_from_slice(&file.as_raw_fd().to_ne_bytes());
         config[LOOP_CONFIG_FLAGS..][..4].copy_from_slice(&LO_FLAGS_PARTSCAN.to_ne_bytes());
         // SAFETY: the kernel reads a struct loop_config of this size.
         if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, config.as_ptr()) } < 0 {
