@@ -1,6 +1,7 @@
 //! Every tool, live on the running kernel, against workloads whose truth is known.
 
 mod biolatency;
+mod biosnoop;
 mod biotop;
 mod cli;
 mod core;
@@ -42,6 +43,7 @@ fn main() -> std::process::ExitCode {
         soak::tests(),
         target::tests(),
         tcplife::tests(),
+        biosnoop::tests(),
     ];
     // On a kernel between two on which all of them run: of each tool, that which says whether it works at all, and what
     // differs between kernels.

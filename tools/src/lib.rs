@@ -57,6 +57,7 @@ pub mod install;
 
 registry! {
     biolatency ["-c CGROUP", "--by unit"],
+    biosnoop,
     biotop,
     execsnoop ["-x"],
     memleak ["-p PID", "--percpu"],

@@ -2835,6 +2835,8 @@ struct pt_regs {
 	struct frame_record_meta stackframe;
 };
 
+typedef __u16 __le16;
+
 struct kernel_siginfo {
 	struct {
 		int si_signo;
@@ -5069,6 +5071,14 @@ struct cgroup_root {
 	char name[64];
 	long: 64;
 	struct cgroup cgrp;
+};
+
+struct command {
+	__le16 id;
+	__le16 lcid;
+	__le32 count;
+	__le32 size;
+	__le32 liid;
 };
 
 struct console___2 {
