@@ -1,6 +1,7 @@
 //! Every tool, live on the running kernel, against workloads whose truth is known.
 
 mod biolatency;
+mod biosnoop;
 mod biotop;
 mod cachestat;
 mod cli;
@@ -66,6 +67,7 @@ fn main() -> std::process::ExitCode {
         syscount::tests(),
         oomkill::tests(),
         cachestat::tests(),
+        biosnoop::tests(),
     ];
     // On a kernel between two on which all of them run: of each tool, that which says whether it works at all, and what
     // differs between kernels.

@@ -38,6 +38,7 @@ const STACKS: Bounds = Bounds { resident: 160 << 10, growth: 128 << 10, files: 2
 /// Name, arguments (PID stands for the process that works), bounds.
 const TOOLS: &[(&str, &str, Bounds)] = &[
     ("biolatency", "--json 1", LEAN),
+    ("biosnoop", "--json", LEAN),
     ("biotop", "--json 1", LEAN),
     ("execsnoop", "--json", LEAN),
     ("filetop", "--json 1", LEAN),

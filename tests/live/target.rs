@@ -121,7 +121,7 @@ fn tells_of_ours_only(scene: &Scene, filter: impl Fn(&str) -> Vec<String>) -> Ou
         let finished = running.stop()?.succeeded()?;
         let all = reported(tool, &finished)?;
         let of = |pid: u64| all.iter().filter(|(own, parent)| *own == pid || *parent == pid).count();
-        let has_disk = scene._disk.is_some() || tool != "biotop";
+        let has_disk = scene._disk.is_some() || !tool.starts_with("bio");
         check!(!has_disk || of(ours) > 0, "{tool} tells nothing of {ours}: {all:?} {}", finished.stderr);
         check_eq!(of(others), 0, "{tool} tells of {others}");
     }

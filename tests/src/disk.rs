@@ -62,8 +62,9 @@ pub struct Disk {
 }
 
 enum Backing {
-    /// A loop device over memory, held open: the last to close it would write back what is in the page cache.
-    Loop(File),
+    /// A loop device over memory, held open: the last to close it would write back what is in the page cache. And the
+    /// memory.
+    Loop(File, File),
     /// A disk of null_blk, with its directory in configfs.
     Null(PathBuf),
     /// One that was there before.
@@ -201,7 +202,7 @@ impl Disk {
         if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, config.as_ptr()) } < 0 {
             return Err(skip("LOOP_CONFIGURE"));
         }
-        Ok(Self { name, backing: Backing::Loop(device) })
+        Ok(Self { name, backing: Backing::Loop(device, memory) })
     }
 
     /// Its node.
@@ -220,6 +221,14 @@ impl Disk {
             return Err(Stop::Skip(format!("cannot make a partition: {}", std::io::Error::last_os_error())));
         }
         Ok(format!("{}p1", self.name))
+    }
+
+    /// Take away the memory behind this many bytes: what is read there fails.
+    pub fn cut(&self, bytes: u64) -> Outcome {
+        match &self.backing {
+            Backing::Loop(_, memory) => Ok(memory.set_len(bytes)?),
+            _ => Err(Stop::Skip("not a disk whose memory can be cut".into())),
+        }
     }
 
     /// A process that will do so many requests of `size` bytes each: see [`worker`].
@@ -289,7 +298,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         match &self.backing {
-            Backing::Loop(device) => {
+            Backing::Loop(device, _) => {
                 // SAFETY: an ioctl without argument on a descriptor that is open.
                 unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD) };
             }

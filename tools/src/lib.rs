@@ -74,6 +74,7 @@ pub mod install;
 
 registry! {
     biolatency ["-c CGROUP", "--by unit"],
+    biosnoop,
     biotop,
     cpudist,
     execsnoop ["-x"],

@@ -66,6 +66,7 @@ COSTS = [
 # These cost less than the work itself varies: the kernel's account of their run time, over the events.
 ACCOUNTED = [
     Case("biolatency", "biolatency", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["biolatency"]}),
+    Case("biosnoop", "biosnoop", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["biosnoop"]}),
     Case("biotop", "biotop", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["biotop"]}),
 ]
 
@@ -104,6 +105,7 @@ LIVES = {
     "runqlat": ([], None),
     "offcputime": ([], None),
     "biolatency": ([], None),
+    "biosnoop": ([], None),
     "biotop": ([], None),
     "profile": ([], None),
     "memleak": (["-p", "{pid}"], None),
