@@ -11,10 +11,10 @@ mod doctor;
 mod execsnoop;
 mod exitsnoop;
 mod export;
-mod hardirqs;
 mod filetop;
 mod fsdist;
 mod fsslower;
+mod hardirqs;
 mod memleak;
 mod offcputime;
 mod offwaketime;
@@ -39,35 +39,35 @@ fn main() -> std::process::ExitCode {
     arguments.test_threads = Some(1);
     let tests = [
         biolatency::tests(),
+        biosnoop::tests(),
         biotop::tests(),
+        cachestat::tests(),
         cli::tests(),
         core::tests(),
+        cpudist::tests(),
         doctor::tests(),
         execsnoop::tests(),
+        exitsnoop::tests(),
         export::tests(),
         filetop::tests(),
         fsdist::tests(),
         fsslower::tests(),
+        hardirqs::tests(),
         memleak::tests(),
         offcputime::tests(),
+        offwaketime::tests(),
+        oomkill::tests(),
         opensnoop::tests(),
         output::tests(),
         privilege::tests(),
         profile::tests(),
         runqlat::tests(),
+        runqslower::tests(),
         soak::tests(),
+        softirqs::tests(),
+        syscount::tests(),
         target::tests(),
         tcplife::tests(),
-        runqslower::tests(),
-        cpudist::tests(),
-        hardirqs::tests(),
-        softirqs::tests(),
-        offwaketime::tests(),
-        exitsnoop::tests(),
-        syscount::tests(),
-        oomkill::tests(),
-        cachestat::tests(),
-        biosnoop::tests(),
     ];
     // On a kernel between two on which all of them run: of each tool, that which says whether it works at all, and what
     // differs between kernels.
