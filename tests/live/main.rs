@@ -7,6 +7,7 @@ mod core;
 mod doctor;
 mod execsnoop;
 mod export;
+mod gethostlatency;
 mod memleak;
 mod offcputime;
 mod opensnoop;
@@ -16,7 +17,9 @@ mod profile;
 mod runqlat;
 mod soak;
 mod target;
+mod tcpdrop;
 mod tcplife;
+mod tcpretrans;
 
 fn main() -> std::process::ExitCode {
     let mut arguments = libtest_mimic::Arguments::from_args();
@@ -40,6 +43,9 @@ fn main() -> std::process::ExitCode {
         soak::tests(),
         target::tests(),
         tcplife::tests(),
+        tcpretrans::tests(),
+        tcpdrop::tests(),
+        gethostlatency::tests(),
     ];
     libtest_mimic::run(&arguments, tests.into_iter().flatten().collect()).exit_code()
 }

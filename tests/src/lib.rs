@@ -3,6 +3,7 @@
 
 pub mod command_line;
 pub mod disk;
+pub mod net;
 pub mod pprof;
 pub mod svg;
 

@@ -59,12 +59,15 @@ registry! {
     biolatency ["-c CGROUP", "--by unit"],
     biotop,
     execsnoop ["-x"],
+    gethostlatency,
     memleak ["-p PID", "--percpu"],
     offcputime ["--early-stacks"],
     opensnoop ["-F", "-c", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup"],
     profile,
     runqlat ["--pidnss", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup -P", "--by comm"],
+    tcpdrop,
     tcplife,
+    tcpretrans,
 }
 
 /// Programs of the suite that trace nothing.
