@@ -34,6 +34,7 @@ pub mod report;
 pub mod sample;
 pub mod schema;
 pub mod session;
+pub mod sockowner;
 pub mod stack;
 pub mod subject;
 pub mod symbol;

@@ -14,6 +14,7 @@ mod export;
 mod filetop;
 mod fsdist;
 mod fsslower;
+mod gethostlatency;
 mod hardirqs;
 mod memleak;
 mod offcputime;
@@ -29,7 +30,9 @@ mod soak;
 mod softirqs;
 mod syscount;
 mod target;
+mod tcpdrop;
 mod tcplife;
+mod tcpretrans;
 
 use libtest_mimic::Trial;
 
@@ -52,6 +55,7 @@ fn main() -> std::process::ExitCode {
         filetop::tests(),
         fsdist::tests(),
         fsslower::tests(),
+        gethostlatency::tests(),
         hardirqs::tests(),
         memleak::tests(),
         offcputime::tests(),
@@ -67,7 +71,9 @@ fn main() -> std::process::ExitCode {
         softirqs::tests(),
         syscount::tests(),
         target::tests(),
+        tcpdrop::tests(),
         tcplife::tests(),
+        tcpretrans::tests(),
     ];
     // On a kernel between two on which all of them run: of each tool, that which says whether it works at all, and what
     // differs between kernels.

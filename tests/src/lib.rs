@@ -4,6 +4,7 @@
 pub mod command_line;
 pub mod disk;
 pub mod file;
+pub mod net;
 pub mod pprof;
 pub mod svg;
 

@@ -83,6 +83,7 @@ registry! {
     filetop,
     fsdist ["-t ext4", "--by comm"],
     fsslower ["-t ext4"],
+    gethostlatency,
     hardirqs,
     memleak ["-p PID", "--percpu"],
     offcputime ["--early-stacks"],
@@ -94,7 +95,9 @@ registry! {
     runqslower,
     softirqs,
     syscount,
+    tcpdrop,
     tcplife,
+    tcpretrans,
 }
 
 /// Programs of the suite that trace nothing.
