@@ -16,7 +16,11 @@ mod profile;
 mod runqlat;
 mod soak;
 mod target;
+mod tcpaccept;
+mod tcpconnect;
+mod tcpconnlat;
 mod tcplife;
+mod tcptop;
 
 fn main() -> std::process::ExitCode {
     let mut arguments = libtest_mimic::Arguments::from_args();
@@ -40,6 +44,10 @@ fn main() -> std::process::ExitCode {
         soak::tests(),
         target::tests(),
         tcplife::tests(),
+        tcpconnect::tests(),
+        tcpaccept::tests(),
+        tcpconnlat::tests(),
+        tcptop::tests(),
     ];
     libtest_mimic::run(&arguments, tests.into_iter().flatten().collect()).exit_code()
 }

@@ -64,7 +64,11 @@ registry! {
     opensnoop ["-F", "-c", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup"],
     profile,
     runqlat ["--pidnss", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup -P", "--by comm"],
+    tcpaccept,
+    tcpconnect,
+    tcpconnlat,
     tcplife,
+    tcptop,
 }
 
 /// Programs of the suite that trace nothing.

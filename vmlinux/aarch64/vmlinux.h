@@ -9,6 +9,7 @@ struct __kernel_timespec;
 struct _ddebug;
 struct acpiphp_slot;
 struct address_space;
+struct address_space_operations;
 struct arm64_sme_state;
 struct arm64_sve_state;
 struct assoc_array_ptr;
@@ -18,6 +19,7 @@ struct audit_names;
 struct backing_dev_info;
 struct badblocks;
 struct balance_callback;
+struct bdi_writeback;
 struct bio;
 struct bio_alloc_cache;
 struct bio_integrity_payload;
@@ -42,6 +44,7 @@ struct blkg_iostat_set;
 struct blkg_policy_data;
 struct block_device;
 struct block_device_operations;
+struct bpf_iter_meta;
 struct bpf_local_storage;
 struct bpf_net_context;
 struct bpf_prog;
@@ -98,20 +101,28 @@ struct disk_events;
 struct disk_stats;
 struct dma_coherent_mem;
 struct dma_map_ops;
+struct dquot_operations;
 struct dst_entry;
 struct elevator_queue;
 struct em_perf_domain;
 struct event_filter;
 struct exception_table_entry;
+struct export_operations;
 struct fasync_struct;
 struct fdtable;
 struct file;
+struct file_lock_context;
 struct file_operations;
+struct file_system_type;
 struct files_struct;
 struct fown_struct;
 struct fs_pin;
 struct fs_struct;
+struct fscrypt_keyring;
+struct fscrypt_operations;
 struct fsnotify_mark_connector;
+struct fsnotify_sb_info;
+struct fsverity_operations;
 struct ftrace_hash;
 struct ftrace_ops;
 struct ftrace_ops_hash;
@@ -134,6 +145,7 @@ struct inet_bind_bucket;
 struct inet_connection_sock_af_ops;
 struct inet_timewait_death_row;
 struct inode;
+struct inode_operations;
 struct internal_state;
 struct io_comp_batch;
 struct io_context;
@@ -176,9 +188,12 @@ struct kobj_type;
 struct kobj_uevent_env;
 struct kobject;
 struct kprobe;
+struct kretprobe_holder;
+struct kretprobe_instance;
 struct kset;
 struct linux_binfmt;
 struct list_head;
+struct list_lru_node;
 struct llist_head;
 struct llist_node;
 struct mem_cgroup;
@@ -199,6 +214,7 @@ struct module_sect_attrs;
 struct mount;
 struct mountpoint;
 struct msi_device_data;
+struct mtd_info;
 struct mutex;
 struct mutex_waiter;
 struct nameidata;
@@ -237,12 +253,16 @@ struct pmu;
 struct pollfd;
 struct port_buffer;
 struct ports_device;
+struct posix_acl;
 struct proc_ns_operations;
 struct prog_entry;
 struct proto;
 struct proto_ops;
 struct psi_group;
 struct pt_regs;
+struct quota_format_ops;
+struct quota_format_type;
+struct quotactl_ops;
 struct rb_node;
 struct rb_node_linked;
 struct reclaim_state;
@@ -274,6 +294,8 @@ struct scx_sched;
 struct seccomp_filter;
 struct sem_undo_list;
 struct seq_file;
+struct seq_operations;
+struct shrinker;
 struct sighand_struct;
 struct signal_struct;
 struct sk_buff;
@@ -289,6 +311,7 @@ struct srcu_struct;
 struct static_call_key;
 struct static_key_mod;
 struct super_block;
+struct super_operations;
 struct task_delay_info;
 struct task_exec_state;
 struct task_group;
@@ -309,6 +332,7 @@ struct trace_event_call;
 struct tracepoint_ext;
 struct tracepoint_func;
 struct ucounts;
+struct unicode_map;
 struct uprobe_task;
 struct user_fpsimd_state;
 struct user_namespace;
@@ -325,6 +349,7 @@ struct work_struct;
 struct workqueue_struct;
 struct xa_node;
 struct xarray;
+struct xattr_handler;
 struct xfrm_policy;
 struct xol_area;
 
@@ -1060,6 +1085,37 @@ struct rlimit {
 	__kernel_ulong_t rlim_max;
 };
 
+typedef long long int qsize_t;
+
+typedef u64 blkcnt_t;
+
+struct mem_dqinfo {
+	struct quota_format_type *dqi_format;
+	int dqi_fmt_id;
+	struct list_head dqi_dirty_list;
+	long unsigned int dqi_flags;
+	unsigned int dqi_bgrace;
+	unsigned int dqi_igrace;
+	qsize_t dqi_max_spc_limit;
+	qsize_t dqi_max_ino_limit;
+	void *dqi_priv;
+};
+
+struct rcu_sync {
+	int gp_state;
+	int gp_count;
+	wait_queue_head_t gp_wait;
+	struct callback_head cb_head;
+};
+
+struct percpu_rw_semaphore {
+	struct rcu_sync rss;
+	unsigned int *read_count;
+	struct rcuwait writer;
+	wait_queue_head_t waiters;
+	atomic_t block;
+};
+
 typedef void percpu_ref_func_t(struct percpu_ref *);
 
 typedef u64 sector_t;
@@ -1368,6 +1424,13 @@ struct device_type {
 	const struct dev_pm_ops *pm;
 };
 
+struct seq_operations {
+	void * (*start)(struct seq_file *, loff_t *);
+	void (*stop)(struct seq_file *, void *);
+	void * (*next)(struct seq_file *, void *, loff_t *);
+	int (*show)(struct seq_file *, void *);
+};
+
 typedef struct {
 	atomic_long_t a;
 } local_t;
@@ -1511,10 +1574,115 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+struct quota_info {
+	unsigned int flags;
+	struct rw_semaphore dqio_sem;
+	struct inode *files[3];
+	struct mem_dqinfo info[3];
+	const struct quota_format_ops *ops[3];
+};
+
+struct sb_writers {
+	short unsigned int frozen;
+	int freeze_kcount;
+	int freeze_ucount;
+	const void *freeze_owner;
+	struct percpu_rw_semaphore rw_sem[3];
+};
+
+typedef struct {
+	__u8 b[16];
+} uuid_t;
+
 struct xarray {
 	spinlock_t xa_lock;
 	gfp_t xa_flags;
 	void *xa_head;
+};
+
+struct list_lru {
+	struct list_lru_node *node;
+	struct list_head list;
+	int shrinker_id;
+	bool memcg_aware;
+	struct xarray xa;
+};
+
+struct super_block {
+	struct list_head s_list;
+	dev_t s_dev;
+	unsigned char s_blocksize_bits;
+	long unsigned int s_blocksize;
+	loff_t s_maxbytes;
+	struct file_system_type *s_type;
+	const struct super_operations *s_op;
+	const struct dquot_operations *dq_op;
+	const struct quotactl_ops *s_qcop;
+	const struct export_operations *s_export_op;
+	long unsigned int s_flags;
+	long unsigned int s_iflags;
+	long unsigned int s_magic;
+	struct dentry *s_root;
+	struct rw_semaphore s_umount;
+	refcount_t s_passive;
+	atomic_t s_active;
+	void *s_security;
+	const struct xattr_handler * const *s_xattr;
+	const struct fscrypt_operations *s_cop;
+	struct fscrypt_keyring *s_master_keys;
+	const struct fsverity_operations *s_vop;
+	struct unicode_map *s_encoding;
+	__u16 s_encoding_flags;
+	struct hlist_head s_roots;
+	spinlock_t s_roots_lock;
+	struct mount *s_mounts;
+	struct block_device *s_bdev;
+	struct file *s_bdev_file;
+	struct backing_dev_info *s_bdi;
+	struct mtd_info *s_mtd;
+	struct hlist_node s_instances;
+	unsigned int s_quota_types;
+	struct quota_info s_dquot;
+	struct sb_writers s_writers;
+	void *s_fs_info;
+	u32 s_time_gran;
+	time64_t s_time_min;
+	time64_t s_time_max;
+	u32 s_fsnotify_mask;
+	struct fsnotify_sb_info *s_fsnotify_info;
+	char s_id[32];
+	uuid_t s_uuid;
+	u8 s_uuid_len;
+	char s_sysfs_name[37];
+	unsigned int s_max_links;
+	unsigned int s_d_flags;
+	struct mutex s_vfs_rename_mutex;
+	const char *s_subtype;
+	const struct dentry_operations *__s_d_op;
+	struct shrinker *s_shrink;
+	atomic_long_t s_remove_count;
+	int s_readonly_remount;
+	errseq_t s_wb_err;
+	struct workqueue_struct *s_dio_done_wq;
+	struct hlist_head s_pins;
+	struct user_namespace *s_user_ns;
+	struct list_lru s_dentry_lru;
+	struct list_lru s_inode_lru;
+	struct callback_head rcu;
+	struct work_struct destroy_work;
+	struct mutex s_sync_lock;
+	int s_stack_depth;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	spinlock_t s_inode_list_lock;
+	struct list_head s_inodes;
+	spinlock_t s_inode_wblist_lock;
+	struct list_head s_inodes_wb;
+	long int s_min_writeback_pages;
+	refcount_t s_pending_errors;
+	atomic_t s_isw_nr_in_flight;
 };
 
 typedef __u64 __addrpair;
@@ -3206,6 +3374,22 @@ typedef __le32 kprobe_opcode_t;
 
 typedef s32 int32_t;
 
+struct address_space {
+	struct inode *host;
+	struct xarray i_pages;
+	struct rw_semaphore invalidate_lock;
+	gfp_t gfp_mask;
+	atomic_t i_mmap_writable;
+	struct rb_root_cached i_mmap;
+	long unsigned int nrpages;
+	long unsigned int writeback_index;
+	const struct address_space_operations *a_ops;
+	long unsigned int flags;
+	errseq_t wb_err;
+	spinlock_t i_private_lock;
+	struct rw_semaphore i_mmap_rwsem;
+};
+
 enum rw_hint {
 	WRITE_LIFE_NOT_SET = 0,
 	WRITE_LIFE_NONE = 1,
@@ -3214,6 +3398,106 @@ enum rw_hint {
 	WRITE_LIFE_LONG = 4,
 	WRITE_LIFE_EXTREME = 5,
 	WRITE_LIFE_HINT_NR = 6,
+};
+
+enum inode_state_flags_enum {
+	I_NEW = 1,
+	I_SYNC = 2,
+	I_LRU_ISOLATING = 4,
+	I_DIRTY_SYNC = 16,
+	I_DIRTY_DATASYNC = 32,
+	I_DIRTY_PAGES = 64,
+	I_WILL_FREE = 128,
+	I_FREEING = 256,
+	I_CLEAR = 512,
+	I_REFERENCED = 1024,
+	I_LINKABLE = 2048,
+	I_DIRTY_TIME = 4096,
+	I_WB_SWITCH = 8192,
+	I_OVL_INUSE = 16384,
+	I_CREATING = 32768,
+	I_DONTCACHE = 65536,
+	I_SYNC_QUEUED = 131072,
+	I_PINNING_NETFS_WB = 262144,
+};
+
+struct inode_state_flags {
+	enum inode_state_flags_enum __state;
+};
+
+struct inode {
+	umode_t i_mode;
+	short unsigned int i_opflags;
+	unsigned int i_flags;
+	struct posix_acl *i_acl;
+	struct posix_acl *i_default_acl;
+	kuid_t i_uid;
+	kgid_t i_gid;
+	const struct inode_operations *i_op;
+	struct super_block *i_sb;
+	struct address_space *i_mapping;
+	void *i_security;
+	u64 i_ino;
+	union {
+		const unsigned int i_nlink;
+		unsigned int __i_nlink;
+	};
+	dev_t i_rdev;
+	loff_t i_size;
+	time64_t i_atime_sec;
+	time64_t i_mtime_sec;
+	time64_t i_ctime_sec;
+	u32 i_atime_nsec;
+	u32 i_mtime_nsec;
+	u32 i_ctime_nsec;
+	u32 i_generation;
+	spinlock_t i_lock;
+	short unsigned int i_bytes;
+	u8 i_blkbits;
+	enum rw_hint i_write_hint;
+	blkcnt_t i_blocks;
+	struct inode_state_flags i_state;
+	struct rw_semaphore i_rwsem;
+	long unsigned int dirtied_when;
+	long unsigned int dirtied_time_when;
+	struct hlist_node i_hash;
+	struct list_head i_io_list;
+	struct bdi_writeback *i_wb;
+	int i_wb_frn_winner;
+	u16 i_wb_frn_avg_time;
+	u16 i_wb_frn_history;
+	struct list_head i_lru;
+	struct list_head i_sb_list;
+	struct list_head i_wb_list;
+	union {
+		struct hlist_head i_dentry;
+		struct callback_head i_rcu;
+	};
+	atomic64_t i_version;
+	atomic64_t i_sequence;
+	atomic_t i_count;
+	atomic_t i_dio_count;
+	atomic_t i_writecount;
+	atomic_t i_readcount;
+	union {
+		const struct file_operations *i_fop;
+		void (*free_inode)(struct inode *);
+	};
+	struct file_lock_context *i_flctx;
+	struct address_space i_data;
+	union {
+		struct list_head i_devices;
+		int i_linklen;
+	};
+	union {
+		struct pipe_inode_info *i_pipe;
+		struct cdev *i_cdev;
+		char *i_link;
+		unsigned int i_dir_seq;
+	};
+	__u32 i_fsnotify_mask;
+	struct fsnotify_mark_connector *i_fsnotify_marks;
+	void *i_private;
 };
 
 enum {
@@ -4000,6 +4284,12 @@ struct kmem_cache {
 	struct kmem_cache_per_node_ptrs per_node[16];
 };
 
+struct list_lru_one {
+	struct list_head list;
+	long int nr_items;
+	spinlock_t lock;
+};
+
 struct mount {
 	struct hlist_node mnt_hash;
 	struct mount *mnt_parent;
@@ -4481,6 +4771,13 @@ struct hotplug_slot {
 	const char *mod_name;
 };
 
+enum {
+	none = 0,
+	day = 1,
+	month = 2,
+	year = 3,
+};
+
 typedef enum {
 	SS_FREE = 0,
 	SS_UNCONNECTED = 1,
@@ -4828,6 +5125,21 @@ struct tcp_sock {
 	long: 64;
 };
 
+struct seq_file {
+	char *buf;
+	size_t size;
+	size_t from;
+	size_t count;
+	size_t pad_until;
+	loff_t index;
+	loff_t read_pos;
+	struct mutex lock;
+	const struct seq_operations *op;
+	int poll_event;
+	const struct file *file;
+	void *private;
+};
+
 struct tcp_fastopen_context {
 	siphash_key_t key[2];
 	int num;
@@ -4989,6 +5301,27 @@ struct bpf_perf_event_data {
 
 struct bpf_raw_tracepoint_args {
 	__u64 args[0];
+};
+
+struct bpf_iter__task_file {
+	union {
+		struct bpf_iter_meta *meta;
+	};
+	union {
+		struct task_struct *task;
+	};
+	u32 fd;
+	union {
+		struct file *file;
+	};
+};
+
+struct bpf_iter_meta {
+	union {
+		struct seq_file *seq;
+	};
+	u64 session_id;
+	u64 seq_num;
 };
 
 struct simple_xattr_cache {
@@ -5326,6 +5659,26 @@ struct kprobe {
 	u32 flags;
 };
 
+typedef int (*kretprobe_handler_t)(struct kretprobe_instance *, struct pt_regs *);
+
+struct kretprobe {
+	struct kprobe kp;
+	kretprobe_handler_t handler;
+	kretprobe_handler_t entry_handler;
+	int maxactive;
+	int nmissed;
+	size_t data_size;
+	struct kretprobe_holder *rph;
+};
+
+struct list_lru_node {
+	struct list_lru_one lru;
+	atomic_long_t nr_items;
+	long: 64;
+	long: 64;
+	long: 64;
+};
+
 struct msi_device_data {
 	long unsigned int properties;
 	struct mutex mutex;
@@ -5503,6 +5856,13 @@ struct port {
 	bool outvq_full;
 	bool host_connected;
 	bool guest_connected;
+};
+
+struct proto_accept_arg {
+	int flags;
+	int err;
+	int is_empty;
+	bool kern;
 };
 
 enum req_flag_bits {
