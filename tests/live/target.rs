@@ -72,7 +72,7 @@ impl Scene {
 fn own_arguments(tool: &str) -> &'static str {
     match tool {
         "runqlat" => "-P",
-        "biotop" => "-C 1",
+        "biotop" | "tcptop" => "-C 1",
         _ => "--show ppid",
     }
 }
@@ -82,7 +82,7 @@ fn reported(tool: &str, finished: &Finished) -> Outcome<Vec<(u64, u64)>> {
     let list = match tool {
         "runqlat" => Some("histograms"),
         "profile" | "offcputime" => Some("stacks"),
-        "biotop" => Some("rows"),
+        "biotop" | "tcptop" => Some("rows"),
         _ => None,
     };
     let records = finished.records()?;

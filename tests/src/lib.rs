@@ -5,6 +5,7 @@ pub mod command_line;
 pub mod disk;
 pub mod pprof;
 pub mod svg;
+pub mod tcp;
 
 use std::ffi::OsString;
 use std::fmt::Display;

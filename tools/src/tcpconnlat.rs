@@ -21,7 +21,7 @@ use common::text::Text;
 #[command(name = "tcpconnlat", version)]
 pub struct Args {
     /// Only attempts that took at least so many milliseconds
-    #[arg(value_name = "MIN_MS", value_parser = cli::milliseconds, allow_negative_numbers = true)]
+    #[arg(value_name = "MIN_MS", value_parser = cli::milliseconds)]
     least_ns: Option<u64>,
     #[command(flatten)]
     family: FamilyArgs,

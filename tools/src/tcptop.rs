@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bpf::tcptop::{TcptopSkelBuilder, types::tcptop_event};
 use clap::{Parser, ValueEnum};
-use common::cli::{Interval, Output, Tool};
+use common::cli::{self, Output, Tool};
 use common::inet::{self, FamilyArgs};
 use common::load::{Loader, hook};
 use common::out::{Cell, Column, Out};
@@ -26,8 +26,13 @@ use libbpf_rs::{Iter, Link};
 #[derive(Parser)]
 #[command(name = "tcptop", version)]
 pub struct Args {
-    #[command(flatten)]
-    interval: Interval,
+    /// Seconds between summaries
+    // Not common::cli::Interval, which would take -4 for a number.
+    #[arg(value_parser = cli::seconds, default_value = "1")]
+    interval: Duration,
+    /// How many summaries to print
+    #[arg(value_parser = cli::count)]
+    count: Option<u64>,
     #[command(flatten)]
     family: FamilyArgs,
     /// Columns wide enough for IPv6 addresses
@@ -282,11 +287,8 @@ pub fn run(args: Args) -> Result<()> {
     let columns: Vec<Column> = COLUMNS.iter().map(widened).collect();
     let top = Top::new(args.output, &args.top, &columns, shown, None).about(loaded.subjects.as_ref());
     let top = if args.nosummary { top.without_load() } else { top };
-    let run = Run {
-        interval: args.interval.interval.or(Some(Duration::from_secs(1))),
-        report: top.reports_at_end(),
-        ..Run::from(&args.interval)
-    };
+    let run =
+        Run { interval: Some(args.interval), count: args.count, report: top.reports_at_end(), ..Run::default() };
     let ledger = Ledger { only_known, ..Ledger::default() };
     loaded.run(&run, &mut View { top, sockets, ledger, sort: args.sort })
 }
