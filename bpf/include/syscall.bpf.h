@@ -21,12 +21,18 @@ enum syscall_nr {
 	NR_exit_group = 231,
 	NR32_exit = 1,
 	NR32_exit_group = 252,
+	NR_connect = 42,
+	NR_accept = 43,
+	NR_accept4 = 288,
 	NR32_open = 5,
 	NR32_creat = 8,
 	NR32_execve = 11,
 	NR32_openat = 295,
 	NR32_execveat = 358,
 	NR32_openat2 = 437,
+	NR32_connect = 362,
+	NR32_accept = -1,
+	NR32_accept4 = 364,
 };
 #define SYSCALL_NR(regs)       FIELD(regs, orig_ax)
 /* __USER32_CS of arch/x86/include/asm/segment.h: the caller runs 32-bit code. */
@@ -53,12 +59,18 @@ enum syscall_nr {
 	NR_exit_group = 94,
 	NR32_exit = 1,
 	NR32_exit_group = 248,
+	NR_connect = 203,
+	NR_accept = 202,
+	NR_accept4 = 242,
 	NR32_open = 5,
 	NR32_creat = 8,
 	NR32_execve = 11,
 	NR32_openat = 322,
 	NR32_execveat = 387,
 	NR32_openat2 = 437,
+	NR32_connect = 283,
+	NR32_accept = 285,
+	NR32_accept4 = 366,
 };
 #define SYSCALL_NR(regs)       ((long)FIELD(regs, syscallno))
 /* PSR_MODE32_BIT of arch/arm64/include/uapi/asm/ptrace.h */

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::{Result, bail};
 use clap::Args;
 use libbpf_rs::skel::OpenSkel;
+use nix::errno::Errno;
 
 use crate::load::Knobs;
 use crate::out::Column;
@@ -100,6 +101,21 @@ pub fn state(number: u32) -> Option<&'static str> {
         "BOUND_INACTIVE",
     ];
     STATES.get((number as usize).checked_sub(1)?).copied()
+}
+
+/// In a word, what came of an attempt to connect: an `attempt_outcome` of attempt.bpf.h, and the error of one that failed.
+pub fn outcome(outcome: u32, errno: i32) -> String {
+    match (outcome, errno) {
+        (0, _) => "ok".into(),
+        (2, _) => "closed".into(),
+        (3, _) => "no answer".into(),
+        (_, 0) => "failed".into(),
+        (_, libc::ECONNREFUSED) => "refused".into(),
+        (_, libc::ECONNRESET) => "reset".into(),
+        (_, libc::ETIMEDOUT) => "timeout".into(),
+        (_, libc::ENETUNREACH | libc::EHOSTUNREACH) => "unreachable".into(),
+        _ => format!("{:?}", Errno::from_raw(errno)),
+    }
 }
 
 /// Columns with room for any address in those whose key ends with `_address`.

@@ -35,6 +35,11 @@ mod tcplife;
 mod tcpretrans;
 
 use libtest_mimic::Trial;
+mod tcpaccept;
+mod tcpconnect;
+mod tcpconnlat;
+mod tcplife;
+mod tcptop;
 
 fn main() -> std::process::ExitCode {
     let mut arguments = libtest_mimic::Arguments::from_args();
@@ -71,9 +76,13 @@ fn main() -> std::process::ExitCode {
         softirqs::tests(),
         syscount::tests(),
         target::tests(),
+        tcpaccept::tests(),
+        tcpconnect::tests(),
+        tcpconnlat::tests(),
         tcpdrop::tests(),
         tcplife::tests(),
         tcpretrans::tests(),
+        tcptop::tests(),
     ];
     // On a kernel between two on which all of them run: of each tool, that which says whether it works at all, and what
     // differs between kernels.

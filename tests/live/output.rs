@@ -31,7 +31,7 @@ fn arguments(tool: &str, pid: u32) -> String {
     match tool {
         "memleak" => format!("-p {pid} -o 0 1"),
         "biolatency" => "-D -F".into(),
-        "biotop" => "-C 1".into(),
+        "biotop" | "tcptop" => "-C 1".into(),
         "runqlat" => "-P".into(),
         "execsnoop" => "-x".into(),
         "filetop" => "-C -r 1000 1".into(),

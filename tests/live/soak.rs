@@ -50,7 +50,11 @@ const TOOLS: &[(&str, &str, Bounds)] = &[
     ("profile", "--json", STACKS),
     // Of each process that ever was it keeps what was counted, in a table of 65536 cells.
     ("runqlat", "--json -P 1", Bounds { resident: 40 << 10, growth: 32 << 10, ..LEAN }),
+    ("tcpaccept", "--json", LEAN),
+    ("tcpconnect", "--json", LEAN),
+    ("tcpconnlat", "--json", LEAN),
     ("tcplife", "--json", LEAN),
+    ("tcptop", "--json 1", LEAN),
 ];
 
 /// These say all that they have to say at their end.

@@ -74,6 +74,7 @@ fn own_arguments(tool: &str) -> &'static str {
         "runqlat" => "-P",
         "biotop" | "filetop" => "-C 1",
         "fsslower" => "--show ppid 0",
+        "biotop" | "tcptop" => "-C 1",
         _ => "--show ppid",
     }
 }
@@ -84,6 +85,7 @@ fn reported(tool: &str, finished: &Finished) -> Outcome<Vec<(u64, u64)>> {
         "runqlat" => Some("histograms"),
         "profile" | "offcputime" => Some("stacks"),
         "biotop" | "filetop" => Some("rows"),
+        "biotop" | "tcptop" => Some("rows"),
         _ => None,
     };
     let records = finished.records()?;

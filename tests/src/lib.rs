@@ -7,6 +7,7 @@ pub mod file;
 pub mod net;
 pub mod pprof;
 pub mod svg;
+pub mod tcp;
 
 use std::ffi::OsString;
 use std::fmt::Display;

@@ -95,9 +95,13 @@ registry! {
     runqslower,
     softirqs,
     syscount,
+    tcpaccept,
+    tcpconnect,
+    tcpconnlat,
     tcpdrop,
     tcplife,
     tcpretrans,
+    tcptop,
 }
 
 /// Programs of the suite that trace nothing.
