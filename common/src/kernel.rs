@@ -110,6 +110,18 @@ impl Btf {
         types.iter().filter(|found| found.kind == BTF_ENUM).find_map(|found| named(found.trailer))
     }
 
+    /// All values of the enums (of 32-bit values) whose name is `wanted`, each with its name: the kernel's, and those of
+    /// `modules` as far as they are there.
+    pub fn enumerators(&self, modules: &[&str], wanted: impl Fn(&str) -> bool) -> Vec<(u32, String)> {
+        let Some(base) = Types::of(self.bytes()) else { return Vec::new() };
+        let mut found = base.enumerators(None, &wanted);
+        for module in modules.iter().filter(|_| self.custom.is_none()) {
+            let bytes = fs::read(format!("/sys/kernel/btf/{module}")).unwrap_or_default();
+            found.extend(Types::of(&bytes).iter().flat_map(|types| types.enumerators(Some(&base), &wanted)));
+        }
+        found
+    }
+
     /// The types as they are published.
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.bytes {
@@ -207,6 +219,26 @@ impl<'a> Types<'a> {
     /// The name at this place.
     pub(crate) fn name(&self, offset: u32) -> Option<&'a [u8]> {
         std::ffi::CStr::from_bytes_until_nul(self.text(offset)).ok().map(std::ffi::CStr::to_bytes)
+    }
+
+    /// The values of its enums whose name is `wanted`. The names of a module go on where those of its `base` end.
+    fn enumerators(&self, base: Option<&Self>, wanted: impl Fn(&str) -> bool) -> Vec<(u32, String)> {
+        let name = |offset: u32| {
+            let bytes = match base {
+                Some(base) if (offset as usize) < base.strings.len() => base.name(offset),
+                Some(base) => self.name(offset - base.strings.len() as u32),
+                None => self.name(offset),
+            };
+            bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        };
+        let enums = self
+            .iter()
+            .filter(|found| found.kind == BTF_ENUM && name(found.name_offset).is_some_and(|name| wanted(&name)));
+        let values = |found: Type<'a>| {
+            let pair = |value: &[u8]| Some((word(value, 1)?, name(word(value, 0)?)?));
+            found.trailer.chunks_exact(8).filter_map(pair).collect::<Vec<_>>()
+        };
+        enums.flat_map(values).collect()
     }
 
     /// All types up to the first of a kind that is not known here.
@@ -345,6 +377,10 @@ mod tests {
                 prop_assert!(btf.function(name).is_none() || btf.mentions(name));
                 prop_assert!(btf.tracepoint_arguments(name).is_none_or(|count| count < 1 << 16));
                 btf.enumerator(name);
+                btf.enumerators(&[], |known| known != name);
+            }
+            if let (Some(types), Some(base)) = (Types::of(btf.bytes()), Types::of(TYPES[0])) {
+                types.enumerators(Some(&base), |_| true);
             }
             btf.tracepoints_are_preemptible();
         }
@@ -363,6 +399,8 @@ mod tests {
         let btf = Btf { custom: None, bytes: Bytes::Read(TYPES[0].to_vec()) };
         let bits = ["FIRST_BIT", "SECOND_BIT", "THIRD_BIT"].map(|name| btf.enumerator(name));
         assert_eq!(bits, [Some(3), Some(7), Some(9)]);
+        let all = btf.enumerators(&[], |_| true);
+        assert!(all.contains(&(7, "SECOND_BIT".into())) && btf.enumerators(&[], |_| false).is_empty(), "{all:?}");
         assert_eq!(btf.tracepoint_arguments("block_rq_issue"), Some(2));
         assert_eq!(btf.tracepoint_arguments("sched_switch"), Some(4));
         assert!(btf.function("bpf_preempt_disable").is_some());
