@@ -17,6 +17,7 @@ live_tests! {
     operations_are_all_there_as_system_calls,
     operations_are_all_there_by_raw_tracepoint,
     operations_of_the_kernel_are_seen_at_functions,
+    attributes_are_seen_at_functions,
     it_takes_as_long_as_it_takes,
     what_is_fast_is_left_out,
     types_that_are_not_wanted_are_left_out,
@@ -86,8 +87,8 @@ fn operations_are_all_there_by_raw_tracepoint() -> Outcome {
     compare_on("ext4", "-t ext4 --hook raw_tp")
 }
 
-/// What a loop device reads of its file is read by a thread of the kernel.
-fn operations_of_the_kernel_are_seen_at_functions() -> Outcome {
+/// A disk with ext4, mounted, whose functions can be hooked.
+fn hooked() -> Outcome<(Disk, disk::Mount)> {
     let disk = Disk::for_files()?;
     disk.format("ext4")?;
     let mount = disk.mount("ext4")?;
@@ -95,6 +96,23 @@ fn operations_of_the_kernel_are_seen_at_functions() -> Outcome {
     if plan.stdout.contains("fs_enter") {
         return Err(Stop::Skip("functions of the kernel cannot be hooked here".into()));
     }
+    Ok((disk, mount))
+}
+
+fn attributes_are_seen_at_functions() -> Outcome {
+    let (_disk, mount) = hooked()?;
+    let path = mount.path().join("file");
+    std::fs::write(&path, "")?;
+    let tool = Tool::new("fsslower").args(&format!("--json 0 -t ext4 -p {}", std::process::id())).start()?;
+    path.metadata()?;
+    let rows = of(&tool.stop()?.clean()?, &path)?;
+    check_eq!(rows.iter().map(|row| row["op"].as_str()).collect::<Vec<_>>(), [Some("G")]);
+    mount.unmount()
+}
+
+/// What a loop device reads of its file is read by a thread of the kernel.
+fn operations_of_the_kernel_are_seen_at_functions() -> Outcome {
+    let (_disk, mount) = hooked()?;
     let path = mount.path().join("image");
     let image = File::options().read(true).write(true).create_new(true).open(&path)?;
     image.set_len(16 << 20)?;
@@ -151,7 +169,7 @@ fn what_is_fast_is_left_out() -> Outcome {
             let tool = Tool::new("fsslower").args(&format!("--json {args} -p {}", std::process::id())).start()?;
             one.read(&file, 4096)?;
             other.read(&file, 4096)?;
-            for _ in 0..100 {
+            for _ in 0..10 {
                 file.sync_data()?;
             }
             let rows = of(&tool.stop()?.clean()?, &path)?;
@@ -224,7 +242,7 @@ fn operations_and_losses_make_the_truth() -> Outcome {
     use std::os::unix::fs::FileExt;
     const WRITES: usize = 20_000;
     let (_dir, path, file) = some_file()?;
-    for (args, loses) in [("", false), ("--buffer 4", true)] {
+    for (args, loses) in [("--buffer 16384", false), ("--buffer 4", true)] {
         let tool = Tool::new("fsslower").args(&format!("--json 0 {args} -p {}", std::process::id())).start()?;
         for at in 0..WRITES as u64 {
             file.write_all_at(b"abc", at % 1000)?;

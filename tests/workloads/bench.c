@@ -55,6 +55,18 @@ static void op_open(void)
 	close(fd);
 }
 
+/* Of a file that is in the page cache. */
+static void op_pread(void)
+{
+	static int fd = -1;
+	char byte;
+
+	if (fd < 0)
+		fd = open(file, O_RDONLY | O_CLOEXEC);
+	if (pread(fd, &byte, 1, 0) != 1)
+		die("pread");
+}
+
 static void op_getppid(void)
 {
 	syscall(SYS_getppid);
@@ -195,6 +207,7 @@ static const struct {
 	void (*prepare)(void);
 } kinds[] = {
 	{ "open", op_open, 1, NULL },
+	{ "pread", op_pread, 1, NULL },
 	{ "getppid", op_getppid, 1, NULL },
 	{ "spawn", op_spawn, 1, NULL },
 	{ "switch", op_switch, 2, prepare_switch },

@@ -2,6 +2,14 @@
 from dataclasses import dataclass, field
 
 STREAMS = ("opensnoop", "execsnoop", "tcplife")
+FSDIST_BT = (
+    "tracepoint:syscalls:sys_enter_pread64 { @since[tid] = nsecs; }"
+    " tracepoint:syscalls:sys_exit_pread64 /@since[tid]/ { @usecs = hist((nsecs - @since[tid]) / 1000); delete(@since, tid); }"
+)
+FILETOP_BT = (
+    "tracepoint:syscalls:sys_enter_pread64 { @fd[tid] = args.fd; }"
+    " tracepoint:syscalls:sys_exit_pread64 { @reads[pid, comm, @fd[tid]] = count(); @bytes[pid, comm, @fd[tid]] = sum(args.ret); }"
+)
 STACK_TOOLS = ("profile", "offcputime", "memleak")
 
 
@@ -43,6 +51,13 @@ COSTS = [
     Case("execsnoop", "execsnoop", [], "spawn", 60, 25, "spawn and wait", {
         "libbpf-tools": ["execsnoop"], "bpftrace": ["/usr/sbin/execsnoop.bt"],
         "perf": ["trace", "-a", "-e", "execve,execveat", "-o", "/dev/null"],
+    }, 0.5),
+    Case("fsslower", "fsslower", [], "pread", 150, 20000, "cached read", {"libbpf-tools": ["fsslower", "-t", "ext4"]}, 0.5),
+    Case("fsdist", "fsdist", [], "pread", 150, 20000, "cached read", {
+        "libbpf-tools": ["fsdist", "-t", "ext4"], "bpftrace": ["-e", FSDIST_BT],
+    }, 0.5),
+    Case("filetop", "filetop", ["60"], "pread", 150, 20000, "cached read", {
+        "libbpf-tools": ["filetop", "60"], "bpftrace": ["-e", FILETOP_BT],
     }, 0.5),
     Case("tcplife", "tcplife", [], "connect", 80, 100, "end of a session", {"libbpf-tools": ["tcplife"]}, 0.5),
     Case("runqlat", "runqlat", [], "switch", 150, 2000, "context switch", {
@@ -107,6 +122,9 @@ LIVES = {
     "biolatency": ([], None),
     "biosnoop": ([], None),
     "biotop": ([], None),
+    "filetop": ([], None),
+    "fsdist": ([], None),
+    "fsslower": ([], None),
     "profile": ([], None),
     "memleak": (["-p", "{pid}"], None),
 }
