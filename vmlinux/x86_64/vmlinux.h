@@ -9,6 +9,8 @@ struct __kernel_timespec;
 struct _ddebug;
 struct acpiphp_slot;
 struct address_space;
+struct address_space_operations;
+struct anon_vma;
 struct assoc_array_ptr;
 struct attribute_group;
 struct audit_context;
@@ -17,6 +19,7 @@ struct autogroup;
 struct backing_dev_info;
 struct badblocks;
 struct balance_callback;
+struct bdi_writeback;
 struct bio;
 struct bio_alloc_cache;
 struct bio_integrity_payload;
@@ -83,6 +86,7 @@ struct ddebug_class_map;
 struct dentry;
 struct dentry_operations;
 struct dev_iommu;
+struct dev_pagemap;
 struct dev_pin_info;
 struct dev_pm_domain;
 struct dev_pm_ops;
@@ -97,20 +101,29 @@ struct device_type;
 struct disk_events;
 struct disk_stats;
 struct dma_map_ops;
+struct dquot_operations;
 struct dst_entry;
 struct elevator_queue;
 struct em_perf_domain;
 struct event_filter;
 struct exception_table_entry;
+struct export_operations;
 struct fasync_struct;
 struct fdtable;
 struct file;
+struct file_lock_context;
 struct file_operations;
+struct file_system_type;
 struct files_struct;
+struct folio_queue;
 struct fown_struct;
 struct fs_pin;
 struct fs_struct;
+struct fscrypt_keyring;
+struct fscrypt_operations;
 struct fsnotify_mark_connector;
+struct fsnotify_sb_info;
+struct fsverity_operations;
 struct ftrace_hash;
 struct ftrace_ops;
 struct ftrace_ops_hash;
@@ -133,6 +146,7 @@ struct inet_bind_bucket;
 struct inet_connection_sock_af_ops;
 struct inet_timewait_death_row;
 struct inode;
+struct inode_operations;
 struct internal_state;
 struct io_bitmap;
 struct io_comp_batch;
@@ -143,6 +157,7 @@ struct io_tlb_mem;
 struct io_uring_task;
 struct iommu_group;
 struct iommu_mm_data;
+struct iovec;
 struct ip_mc_socklist;
 struct ip_options;
 struct ip_options_rcu;
@@ -170,6 +185,7 @@ struct key_restriction;
 struct key_tag;
 struct key_type;
 struct key_user;
+struct kiocb;
 struct kioctx_table;
 struct klp_modinfo;
 struct kmem_cache;
@@ -179,9 +195,11 @@ struct kobj_uevent_env;
 struct kobject;
 struct kprobe;
 struct kset;
+struct kvec;
 struct ldt_struct;
 struct linux_binfmt;
 struct list_head;
+struct list_lru_node;
 struct llist_head;
 struct llist_node;
 struct mem_cgroup;
@@ -205,6 +223,7 @@ struct module_sect_attrs;
 struct mount;
 struct mountpoint;
 struct msi_device_data;
+struct mtd_info;
 struct mutex;
 struct mutex_waiter;
 struct nameidata;
@@ -235,6 +254,7 @@ struct perf_event;
 struct perf_event_context;
 struct perf_event_pmu_context;
 struct perf_sample_data;
+struct pfnmap_track_ctx;
 struct pid;
 struct pid_namespace;
 struct pidfs_attr;
@@ -244,12 +264,16 @@ struct pmu;
 struct pollfd;
 struct port_buffer;
 struct ports_device;
+struct posix_acl;
 struct proc_ns_operations;
 struct prog_entry;
 struct proto;
 struct proto_ops;
 struct psi_group;
 struct pt_regs;
+struct quota_format_ops;
+struct quota_format_type;
+struct quotactl_ops;
 struct rb_node;
 struct rb_node_linked;
 struct rcu_node;
@@ -282,6 +306,7 @@ struct scx_sched;
 struct seccomp_filter;
 struct sem_undo_list;
 struct seq_file;
+struct shrinker;
 struct sighand_struct;
 struct signal_struct;
 struct sk_buff;
@@ -298,6 +323,7 @@ struct static_call_key;
 struct static_call_site;
 struct static_key_mod;
 struct super_block;
+struct super_operations;
 struct task_delay_info;
 struct task_exec_state;
 struct task_group;
@@ -321,17 +347,22 @@ struct tracepoint_func;
 struct tty_audit_buf;
 struct tty_struct;
 struct ucounts;
+struct unicode_map;
 struct unwind_cache;
 struct uprobe_task;
 struct uprobe_xol_ops;
 struct user_namespace;
 struct user_struct;
+struct userfaultfd_ctx;
 struct uts_namespace;
 struct vdso_image;
 struct vfsmount;
 struct virtqueue;
 struct vm_area_struct;
+struct vm_operations_struct;
 struct vm_struct;
+struct vma_numab_state;
+struct wait_page_queue;
 struct wake_irq;
 struct wake_q_node;
 struct wakeup_source;
@@ -339,6 +370,7 @@ struct work_struct;
 struct workqueue_struct;
 struct xa_node;
 struct xarray;
+struct xattr_handler;
 struct xfrm_policy;
 struct xol_area;
 struct zonelist;
@@ -437,7 +469,13 @@ struct fred_ss {
 	u64 insnlen: 4;
 };
 
+typedef long unsigned int pteval_t;
+
+typedef long unsigned int pmdval_t;
+
 typedef long unsigned int pgdval_t;
+
+typedef long unsigned int pudval_t;
 
 struct cpumask {
 	long unsigned int bits[128];
@@ -446,6 +484,26 @@ struct cpumask {
 typedef struct {
 	pgdval_t pgd;
 } pgd_t;
+
+typedef struct {
+	pteval_t pte;
+} pte_t;
+
+typedef struct {
+	pmdval_t pmd;
+} pmd_t;
+
+typedef struct {
+	pudval_t pud;
+} pud_t;
+
+typedef long unsigned int pgprotval_t;
+
+struct pgprot {
+	pgprotval_t pgprot;
+};
+
+typedef struct pgprot pgprot_t;
 
 typedef struct cpumask cpumask_t;
 
@@ -790,6 +848,10 @@ typedef short int __s16;
 typedef __s16 s16;
 
 typedef struct {
+	long unsigned int val;
+} swp_entry_t;
+
+typedef struct {
 	long unsigned int f;
 } memdesc_flags_t;
 
@@ -835,6 +897,8 @@ struct page {
 };
 
 typedef unsigned int mm_id_t;
+
+typedef int mm_id_mapcount_t;
 
 typedef long unsigned int vm_flags_t;
 
@@ -980,6 +1044,11 @@ struct wait_queue_head {
 
 typedef struct wait_queue_head wait_queue_head_t;
 
+struct iovec {
+	void *iov_base;
+	__kernel_size_t iov_len;
+};
+
 struct bio_vec {
 	struct page *bv_page;
 	unsigned int bv_len;
@@ -1119,7 +1188,49 @@ struct rlimit {
 	__kernel_ulong_t rlim_max;
 };
 
+typedef long long int qsize_t;
+
+typedef u64 blkcnt_t;
+
+struct mem_dqinfo {
+	struct quota_format_type *dqi_format;
+	int dqi_fmt_id;
+	struct list_head dqi_dirty_list;
+	long unsigned int dqi_flags;
+	unsigned int dqi_bgrace;
+	unsigned int dqi_igrace;
+	qsize_t dqi_max_spc_limit;
+	qsize_t dqi_max_ino_limit;
+	void *dqi_priv;
+};
+
+struct rcu_sync {
+	int gp_state;
+	int gp_count;
+	wait_queue_head_t gp_wait;
+	struct callback_head cb_head;
+};
+
+struct percpu_rw_semaphore {
+	struct rcu_sync rss;
+	unsigned int *read_count;
+	struct rcuwait writer;
+	wait_queue_head_t waiters;
+	atomic_t block;
+};
+
 typedef void percpu_ref_func_t(struct percpu_ref *);
+
+struct kiocb {
+	struct file *ki_filp;
+	loff_t ki_pos;
+	void (*ki_complete)(struct kiocb *, long int);
+	void *private;
+	int ki_flags;
+	u16 ki_ioprio;
+	u8 ki_write_stream;
+	struct wait_page_queue *ki_waitq;
+};
 
 typedef u64 sector_t;
 
@@ -1814,10 +1925,115 @@ struct sk_buff {
 	struct skb_ext *extensions;
 };
 
+struct quota_info {
+	unsigned int flags;
+	struct rw_semaphore dqio_sem;
+	struct inode *files[3];
+	struct mem_dqinfo info[3];
+	const struct quota_format_ops *ops[3];
+};
+
+struct sb_writers {
+	short unsigned int frozen;
+	int freeze_kcount;
+	int freeze_ucount;
+	const void *freeze_owner;
+	struct percpu_rw_semaphore rw_sem[3];
+};
+
+typedef struct {
+	__u8 b[16];
+} uuid_t;
+
 struct xarray {
 	spinlock_t xa_lock;
 	gfp_t xa_flags;
 	void *xa_head;
+};
+
+struct list_lru {
+	struct list_lru_node *node;
+	struct list_head list;
+	int shrinker_id;
+	bool memcg_aware;
+	struct xarray xa;
+};
+
+struct super_block {
+	struct list_head s_list;
+	dev_t s_dev;
+	unsigned char s_blocksize_bits;
+	long unsigned int s_blocksize;
+	loff_t s_maxbytes;
+	struct file_system_type *s_type;
+	const struct super_operations *s_op;
+	const struct dquot_operations *dq_op;
+	const struct quotactl_ops *s_qcop;
+	const struct export_operations *s_export_op;
+	long unsigned int s_flags;
+	long unsigned int s_iflags;
+	long unsigned int s_magic;
+	struct dentry *s_root;
+	struct rw_semaphore s_umount;
+	refcount_t s_passive;
+	atomic_t s_active;
+	void *s_security;
+	const struct xattr_handler * const *s_xattr;
+	const struct fscrypt_operations *s_cop;
+	struct fscrypt_keyring *s_master_keys;
+	const struct fsverity_operations *s_vop;
+	struct unicode_map *s_encoding;
+	__u16 s_encoding_flags;
+	struct hlist_head s_roots;
+	spinlock_t s_roots_lock;
+	struct mount *s_mounts;
+	struct block_device *s_bdev;
+	struct file *s_bdev_file;
+	struct backing_dev_info *s_bdi;
+	struct mtd_info *s_mtd;
+	struct hlist_node s_instances;
+	unsigned int s_quota_types;
+	struct quota_info s_dquot;
+	struct sb_writers s_writers;
+	void *s_fs_info;
+	u32 s_time_gran;
+	time64_t s_time_min;
+	time64_t s_time_max;
+	u32 s_fsnotify_mask;
+	struct fsnotify_sb_info *s_fsnotify_info;
+	char s_id[32];
+	uuid_t s_uuid;
+	u8 s_uuid_len;
+	char s_sysfs_name[37];
+	unsigned int s_max_links;
+	unsigned int s_d_flags;
+	struct mutex s_vfs_rename_mutex;
+	const char *s_subtype;
+	const struct dentry_operations *__s_d_op;
+	struct shrinker *s_shrink;
+	atomic_long_t s_remove_count;
+	int s_readonly_remount;
+	errseq_t s_wb_err;
+	struct workqueue_struct *s_dio_done_wq;
+	struct hlist_head s_pins;
+	struct user_namespace *s_user_ns;
+	struct list_lru s_dentry_lru;
+	struct list_lru s_inode_lru;
+	struct callback_head rcu;
+	struct work_struct destroy_work;
+	struct mutex s_sync_lock;
+	int s_stack_depth;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	spinlock_t s_inode_list_lock;
+	struct list_head s_inodes;
+	spinlock_t s_inode_wblist_lock;
+	struct list_head s_inodes_wb;
+	long int s_min_writeback_pages;
+	refcount_t s_pending_errors;
+	atomic_t s_isw_nr_in_flight;
 };
 
 typedef __u64 __addrpair;
@@ -3040,6 +3256,116 @@ struct mm_struct {
 	char flexible_array[0];
 };
 
+struct vm_userfaultfd_ctx {
+	struct userfaultfd_ctx *ctx;
+};
+
+struct vm_area_struct {
+	union {
+		struct {
+			long unsigned int vm_start;
+			long unsigned int vm_end;
+		};
+		freeptr_t vm_freeptr;
+	};
+	struct mm_struct *vm_mm;
+	pgprot_t vm_page_prot;
+	union {
+		const vm_flags_t vm_flags;
+		vma_flags_t flags;
+	};
+	unsigned int vm_lock_seq;
+	struct list_head anon_vma_chain;
+	struct anon_vma *anon_vma;
+	const struct vm_operations_struct *vm_ops;
+	long unsigned int vm_pgoff;
+	struct file *vm_file;
+	void *vm_private_data;
+	atomic_long_t swap_readahead_info;
+	struct mempolicy *vm_policy;
+	struct vma_numab_state *numab_state;
+	refcount_t vm_refcnt;
+	struct {
+		struct rb_node rb;
+		long unsigned int rb_subtree_last;
+	} shared;
+	struct vm_userfaultfd_ctx vm_userfaultfd_ctx;
+	struct pfnmap_track_ctx *pfnmap_track_ctx;
+	long: 64;
+};
+
+struct folio {
+	union {
+		struct {
+			memdesc_flags_t flags;
+			union {
+				struct list_head lru;
+				struct {
+					void *__filler;
+					unsigned int mlock_count;
+				};
+				struct dev_pagemap *pgmap;
+			};
+			struct address_space *mapping;
+			union {
+				long unsigned int index;
+				long unsigned int share;
+			};
+			union {
+				void *private;
+				swp_entry_t swap;
+			};
+			atomic_t _mapcount;
+			atomic_t _refcount;
+			long unsigned int memcg_data;
+		};
+		struct page page;
+	};
+	union {
+		struct {
+			long unsigned int _flags_1;
+			long unsigned int _head_1;
+			union {
+				struct {
+					atomic_t _large_mapcount;
+					atomic_t _nr_pages_mapped;
+					atomic_t _entire_mapcount;
+					atomic_t _pincount;
+					mm_id_mapcount_t _mm_id_mapcount[2];
+					union {
+						mm_id_t _mm_id[2];
+						long unsigned int _mm_ids;
+					};
+				};
+				long unsigned int _usable_1[4];
+			};
+			atomic_t _mapcount_1;
+			atomic_t _refcount_1;
+			unsigned int _nr_pages;
+		};
+		struct page __page_1;
+	};
+	union {
+		struct {
+			long unsigned int _flags_2;
+			long unsigned int _head_2;
+			struct list_head _deferred_list;
+		};
+		struct page __page_2;
+	};
+	union {
+		struct {
+			long unsigned int _flags_3;
+			long unsigned int _head_3;
+			void *_hugetlb_subpool;
+			void *_hugetlb_cgroup;
+			void *_hugetlb_cgroup_rsvd;
+			void *_hugetlb_hwpoison;
+		};
+		struct page __page_3;
+	};
+};
+
 enum perf_event_state {
 	PERF_EVENT_STATE_DEAD = -5,
 	PERF_EVENT_STATE_REVOKED = -4,
@@ -3323,6 +3649,8 @@ struct perf_event {
 
 typedef u32 uint32_t;
 
+typedef struct page *pgtable_t;
+
 typedef struct cpumask *cpumask_var_t;
 
 struct kernel_siginfo {
@@ -3335,6 +3663,48 @@ struct kernel_siginfo {
 };
 
 typedef u8 kprobe_opcode_t;
+
+struct iov_iter {
+	u8 iter_type;
+	bool nofault;
+	bool data_source;
+	size_t iov_offset;
+	union {
+		struct iovec __ubuf_iovec;
+		struct {
+			union {
+				const struct iovec *__iov;
+				const struct kvec *kvec;
+				const struct bio_vec *bvec;
+				const struct folio_queue *folioq;
+				struct xarray *xarray;
+				void *ubuf;
+			};
+			size_t count;
+		};
+	};
+	union {
+		long unsigned int nr_segs;
+		u8 folioq_slot;
+		loff_t xarray_start;
+	};
+};
+
+struct address_space {
+	struct inode *host;
+	struct xarray i_pages;
+	struct rw_semaphore invalidate_lock;
+	gfp_t gfp_mask;
+	atomic_t i_mmap_writable;
+	struct rb_root_cached i_mmap;
+	long unsigned int nrpages;
+	long unsigned int writeback_index;
+	const struct address_space_operations *a_ops;
+	long unsigned int flags;
+	errseq_t wb_err;
+	spinlock_t i_private_lock;
+	struct rw_semaphore i_mmap_rwsem;
+};
 
 struct xa_node {
 	unsigned char shift;
@@ -3500,6 +3870,106 @@ enum rw_hint {
 	WRITE_LIFE_LONG = 4,
 	WRITE_LIFE_EXTREME = 5,
 	WRITE_LIFE_HINT_NR = 6,
+};
+
+enum inode_state_flags_enum {
+	I_NEW = 1,
+	I_SYNC = 2,
+	I_LRU_ISOLATING = 4,
+	I_DIRTY_SYNC = 16,
+	I_DIRTY_DATASYNC = 32,
+	I_DIRTY_PAGES = 64,
+	I_WILL_FREE = 128,
+	I_FREEING = 256,
+	I_CLEAR = 512,
+	I_REFERENCED = 1024,
+	I_LINKABLE = 2048,
+	I_DIRTY_TIME = 4096,
+	I_WB_SWITCH = 8192,
+	I_OVL_INUSE = 16384,
+	I_CREATING = 32768,
+	I_DONTCACHE = 65536,
+	I_SYNC_QUEUED = 131072,
+	I_PINNING_NETFS_WB = 262144,
+};
+
+struct inode_state_flags {
+	enum inode_state_flags_enum __state;
+};
+
+struct inode {
+	umode_t i_mode;
+	short unsigned int i_opflags;
+	unsigned int i_flags;
+	struct posix_acl *i_acl;
+	struct posix_acl *i_default_acl;
+	kuid_t i_uid;
+	kgid_t i_gid;
+	const struct inode_operations *i_op;
+	struct super_block *i_sb;
+	struct address_space *i_mapping;
+	void *i_security;
+	u64 i_ino;
+	union {
+		const unsigned int i_nlink;
+		unsigned int __i_nlink;
+	};
+	dev_t i_rdev;
+	loff_t i_size;
+	time64_t i_atime_sec;
+	time64_t i_mtime_sec;
+	time64_t i_ctime_sec;
+	u32 i_atime_nsec;
+	u32 i_mtime_nsec;
+	u32 i_ctime_nsec;
+	u32 i_generation;
+	spinlock_t i_lock;
+	short unsigned int i_bytes;
+	u8 i_blkbits;
+	enum rw_hint i_write_hint;
+	blkcnt_t i_blocks;
+	struct inode_state_flags i_state;
+	struct rw_semaphore i_rwsem;
+	long unsigned int dirtied_when;
+	long unsigned int dirtied_time_when;
+	struct hlist_node i_hash;
+	struct list_head i_io_list;
+	struct bdi_writeback *i_wb;
+	int i_wb_frn_winner;
+	u16 i_wb_frn_avg_time;
+	u16 i_wb_frn_history;
+	struct list_head i_lru;
+	struct list_head i_sb_list;
+	struct list_head i_wb_list;
+	union {
+		struct hlist_head i_dentry;
+		struct callback_head i_rcu;
+	};
+	atomic64_t i_version;
+	atomic64_t i_sequence;
+	atomic_t i_count;
+	atomic_t i_dio_count;
+	atomic_t i_writecount;
+	atomic_t i_readcount;
+	union {
+		const struct file_operations *i_fop;
+		void (*free_inode)(struct inode *);
+	};
+	struct file_lock_context *i_flctx;
+	struct address_space i_data;
+	union {
+		struct list_head i_devices;
+		int i_linklen;
+	};
+	union {
+		struct pipe_inode_info *i_pipe;
+		struct cdev *i_cdev;
+		char *i_link;
+		unsigned int i_dir_seq;
+	};
+	__u32 i_fsnotify_mask;
+	struct fsnotify_mark_connector *i_fsnotify_marks;
+	void *i_private;
 };
 
 struct vfsmount {
@@ -4127,6 +4597,50 @@ struct kmem_cache {
 	struct kmem_cache_per_node_ptrs per_node[1024];
 };
 
+struct list_lru_one {
+	struct list_head list;
+	long int nr_items;
+	spinlock_t lock;
+};
+
+enum fault_flag {
+	FAULT_FLAG_WRITE = 1,
+	FAULT_FLAG_MKWRITE = 2,
+	FAULT_FLAG_ALLOW_RETRY = 4,
+	FAULT_FLAG_RETRY_NOWAIT = 8,
+	FAULT_FLAG_KILLABLE = 16,
+	FAULT_FLAG_TRIED = 32,
+	FAULT_FLAG_USER = 64,
+	FAULT_FLAG_REMOTE = 128,
+	FAULT_FLAG_INSTRUCTION = 256,
+	FAULT_FLAG_INTERRUPTIBLE = 512,
+	FAULT_FLAG_UNSHARE = 1024,
+	FAULT_FLAG_ORIG_PTE_VALID = 2048,
+	FAULT_FLAG_VMA_LOCK = 4096,
+};
+
+struct vm_fault {
+	const struct {
+		struct vm_area_struct *vma;
+		gfp_t gfp_mask;
+		long unsigned int pgoff;
+		long unsigned int address;
+		long unsigned int real_address;
+	};
+	enum fault_flag flags;
+	pmd_t *pmd;
+	pud_t *pud;
+	union {
+		pte_t orig_pte;
+		pmd_t orig_pmd;
+	};
+	struct page *cow_page;
+	struct page *page;
+	pte_t *pte;
+	spinlock_t *ptl;
+	pgtable_t prealloc_pte;
+};
+
 struct mount {
 	struct hlist_node mnt_hash;
 	struct mount *mnt_parent;
@@ -4402,6 +4916,23 @@ struct request_queue {
 	struct dentry *sched_debugfs_dir;
 	struct dentry *rqos_debugfs_dir;
 	struct mutex debugfs_mutex;
+};
+
+typedef int __kernel_rwf_t;
+
+struct iocb {
+	__u64 aio_data;
+	__u32 aio_key;
+	__kernel_rwf_t aio_rw_flags;
+	__u16 aio_lio_opcode;
+	__s16 aio_reqprio;
+	__u32 aio_fildes;
+	__u64 aio_buf;
+	__u64 aio_nbytes;
+	__s64 aio_offset;
+	__u64 aio_reserved2;
+	__u32 aio_flags;
+	__u32 aio_resfd;
 };
 
 struct bio_list {
@@ -5498,6 +6029,14 @@ struct once {
 	struct mutex lock;
 };
 
+struct list_lru_node {
+	struct list_lru_one lru;
+	atomic_long_t nr_items;
+	long: 64;
+	long: 64;
+	long: 64;
+};
+
 struct lru_gen_mm_list {
 	struct list_head fifo;
 	spinlock_t lock;
@@ -5697,6 +6236,52 @@ struct pacct_struct {
 	u64 ac_stime;
 	long unsigned int ac_minflt;
 	long unsigned int ac_majflt;
+};
+
+enum pageflags {
+	PG_locked = 0,
+	PG_writeback = 1,
+	PG_referenced = 2,
+	PG_uptodate = 3,
+	PG_dirty = 4,
+	PG_lru = 5,
+	PG_head = 6,
+	PG_waiters = 7,
+	PG_active = 8,
+	PG_workingset = 9,
+	PG_owner_priv_1 = 10,
+	PG_owner_2 = 11,
+	PG_arch_1 = 12,
+	PG_reserved = 13,
+	PG_private = 14,
+	PG_private_2 = 15,
+	PG_reclaim = 16,
+	PG_swapbacked = 17,
+	PG_unevictable = 18,
+	PG_dropbehind = 19,
+	PG_mlocked = 20,
+	PG_hwpoison = 21,
+	PG_young = 22,
+	PG_idle = 23,
+	PG_arch_2 = 24,
+	__NR_PAGEFLAGS = 25,
+	PG_readahead = 16,
+	PG_swapcache = 10,
+	PG_checked = 10,
+	PG_anon_exclusive = 11,
+	PG_mappedtodisk = 11,
+	PG_fscache = 15,
+	PG_pinned = 10,
+	PG_savepinned = 4,
+	PG_foreign = 10,
+	PG_xen_remapped = 10,
+	PG_movable_ops_isolated = 16,
+	PG_movable_ops = 3,
+	PG_reported = 3,
+	PG_vmemmap_self_hosted = 10,
+	PG_has_hwpoisoned = 8,
+	PG_large_rmappable = 9,
+	PG_partially_mapped = 16,
 };
 
 struct percpu_ref_data {
@@ -6135,6 +6720,21 @@ struct user_struct {
 	atomic_long_t locked_vm;
 	atomic_long_t perf_mlock;
 	struct ratelimit_state ratelimit;
+};
+
+struct userfaultfd_ctx {
+	wait_queue_head_t fault_pending_wqh;
+	wait_queue_head_t fault_wqh;
+	wait_queue_head_t fd_wqh;
+	wait_queue_head_t event_wqh;
+	seqcount_spinlock_t refile_seq;
+	refcount_t refcount;
+	unsigned int flags;
+	unsigned int features;
+	bool released;
+	struct rw_semaphore map_changing_lock;
+	atomic_t mmap_changing;
+	struct mm_struct *mm;
 };
 
 struct xol_area {
