@@ -1,7 +1,7 @@
 """What is measured, and what must hold."""
 from dataclasses import dataclass, field
 
-STREAMS = ("opensnoop", "execsnoop", "tcplife")
+STREAMS = ("opensnoop", "execsnoop", "exitsnoop", "tcplife")
 STACK_TOOLS = ("profile", "offcputime", "memleak")
 
 
@@ -44,6 +44,12 @@ COSTS = [
         "libbpf-tools": ["execsnoop"], "bpftrace": ["/usr/sbin/execsnoop.bt"],
         "perf": ["trace", "-a", "-e", "execve,execveat", "-o", "/dev/null"],
     }, 0.5),
+    Case("exitsnoop", "exitsnoop", [], "spawn", 60, 25, "spawn and wait", {"libbpf-tools": ["exitsnoop"]}, 0.5),
+    Case("syscount", "syscount", [], "getppid", 150, 20000, "getppid", {
+        "libbpf-tools": ["syscount"], "bpftrace": ["/usr/sbin/syscount.bt"],
+    }, 0.5),
+    Case("syscount -P", "syscount", ["-P"], "getppid", 150, 20000, "getppid", {"libbpf-tools": ["syscount", "-P"]}),
+    Case("syscount -L", "syscount", ["-L"], "getppid", 150, 20000, "getppid", {"libbpf-tools": ["syscount", "-L"]}, 0.5),
     Case("tcplife", "tcplife", [], "connect", 80, 100, "end of a session", {"libbpf-tools": ["tcplife"]}, 0.5),
     Case("runqlat", "runqlat", [], "switch", 150, 2000, "context switch", {
         "libbpf-tools": ["runqlat"], "bpftrace": ["/usr/sbin/runqlat.bt"], "perf": ["sched", "record", "-o", "/dev/null"],
@@ -101,12 +107,16 @@ FILTER_NS = 25
 LIVES = {
     "opensnoop": ([], ("open", 1)),
     "execsnoop": ([], ("spawn", 1)),
+    "exitsnoop": ([], ("spawn", 1)),
     "tcplife": ([], ("connect", 1)),
     "runqlat": ([], None),
     "offcputime": ([], None),
     "biolatency": ([], None),
     "biosnoop": ([], None),
     "biotop": ([], None),
+    "cachestat": ([], None),
+    "oomkill": ([], None),
+    "syscount": ([], None),
     "profile": ([], None),
     "memleak": (["-p", "{pid}"], None),
 }
