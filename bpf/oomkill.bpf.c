@@ -190,6 +190,7 @@ TRACEPOINT_HOOK(oomkill_victim, mark_victim)
 	struct oomkill_doing *doing = doing_of_current();
 	struct task_struct *current = (void *)bpf_get_current_task(), *victim = NULL;
 	struct mem_cgroup *limited = NULL, *own;
+	struct oom_control *cause;
 	struct oomkill_event event = {};
 	u64 id = bpf_get_current_pid_tgid();
 
@@ -211,9 +212,10 @@ TRACEPOINT_HOOK(oomkill_victim, mark_victim)
 		return 0;
 	}
 	own = memory_group_of(victim ?: current);
-	if (cause_known && doing && doing->cause) {
-		limited = BPF_CORE_READ(doing->cause, memcg);
-		event.total_pages = BPF_CORE_READ(doing->cause, totalpages);
+	cause = doing ? doing->cause : NULL;
+	if (cause_known && cause) {
+		limited = BPF_CORE_READ(cause, memcg);
+		event.total_pages = BPF_CORE_READ(cause, totalpages);
 	} else {
 		limited = limited_group_of(own);
 	}

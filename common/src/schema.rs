@@ -111,6 +111,11 @@ pub fn events(columns: &[Column]) -> Vec<Record> {
     vec![Record { what: "for each event", fields: shown(columns) }]
 }
 
+/// A line for each interval, of a tool whose summary is one row.
+pub fn intervals(columns: &[Column]) -> Vec<Record> {
+    vec![Record { what: "for each interval", fields: of_columns(columns) }]
+}
+
 /// A line for each interval with all rows of its table.
 pub fn tables(columns: &[Column]) -> Vec<Record> {
     // Described once for the life of the process.

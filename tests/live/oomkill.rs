@@ -13,6 +13,7 @@ live_tests! {
     who_reaches_the_limit_is_killed,
     who_reaches_the_limit_is_killed_by_raw_tracepoint,
     who_reaches_the_limit_is_killed_by_function,
+    who_reaches_the_limit_is_killed_by_tracepoints_alone,
     a_limit_above_is_named,
     the_victim_is_not_the_trigger,
     all_of_a_group_are_victims,
@@ -141,6 +142,10 @@ fn who_reaches_the_limit_is_killed_by_raw_tracepoint() -> Outcome {
 
 fn who_reaches_the_limit_is_killed_by_function() -> Outcome {
     compare("--hook oomkill_begin")
+}
+
+fn who_reaches_the_limit_is_killed_by_tracepoints_alone() -> Outcome {
+    compare("--hook tp_btf")
 }
 
 fn a_limit_above_is_named() -> Outcome {

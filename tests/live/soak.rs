@@ -40,12 +40,15 @@ const TOOLS: &[(&str, &str, Bounds)] = &[
     ("biolatency", "--json 1", LEAN),
     ("biosnoop", "--json", LEAN),
     ("biotop", "--json 1", LEAN),
+    ("cachestat", "--json 1", LEAN),
     ("execsnoop", "--json", LEAN),
+    ("exitsnoop", "--json", LEAN),
     ("filetop", "--json 1", LEAN),
     ("fsdist", "--json 1", LEAN),
     ("fsslower", "--json 0", LEAN),
     ("memleak", "--json -p PID 2", Bounds { resident: 32 << 10, growth: 2 << 10, files: 4, maps: 128 << 10 }),
     ("offcputime", "--json", STACKS),
+    ("oomkill", "--json", LEAN),
     ("opensnoop", "--json", LEAN),
     ("profile", "--json", STACKS),
     // Of each process that ever was it keeps what was counted, in a table of 65536 cells.
@@ -53,6 +56,7 @@ const TOOLS: &[(&str, &str, Bounds)] = &[
     ("tcpaccept", "--json", LEAN),
     ("tcpconnect", "--json", LEAN),
     ("tcpconnlat", "--json", LEAN),
+    ("syscount", "--json -P -i 1", LEAN),
     ("tcplife", "--json", LEAN),
     ("tcptop", "--json 1", LEAN),
 ];

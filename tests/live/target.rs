@@ -75,6 +75,7 @@ fn own_arguments(tool: &str) -> &'static str {
         "biotop" | "filetop" => "-C 1",
         "fsslower" => "--show ppid 0",
         "biotop" | "tcptop" => "-C 1",
+        "syscount" => "-P",
         _ => "--show ppid",
     }
 }
@@ -86,6 +87,7 @@ fn reported(tool: &str, finished: &Finished) -> Outcome<Vec<(u64, u64)>> {
         "profile" | "offcputime" => Some("stacks"),
         "biotop" | "filetop" => Some("rows"),
         "biotop" | "tcptop" => Some("rows"),
+        "biotop" | "filetop" | "syscount" => Some("rows"),
         _ => None,
     };
     let records = finished.records()?;
@@ -96,9 +98,13 @@ fn reported(tool: &str, finished: &Finished) -> Outcome<Vec<(u64, u64)>> {
     Ok(rows.iter().map(|row| (row["pid"].as_u64().unwrap_or(0), row["ppid"].as_u64().unwrap_or(0))).collect())
 }
 
-/// Tools that report by process; memleak traces one process at a time, biolatency tells of disks, and fsdist of operations.
+/// Tools that report by process; memleak traces one process at a time, biolatency tells of disks, fsdist of operations,
+/// cachestat of pages, and for oomkill nobody in the scene runs out of memory.
 fn tools() -> impl Iterator<Item = &'static str> {
-    TOOLS.iter().map(|tool| tool.name).filter(|name| !["memleak", "biolatency", "fsdist"].contains(name))
+    TOOLS
+        .iter()
+        .map(|tool| tool.name)
+        .filter(|name| !["memleak", "biolatency", "cachestat", "fsdist", "oomkill"].contains(name))
 }
 
 /// Every tool, asked for the first process of the scene by `filter`, tells of it and not of the other.
@@ -145,8 +151,8 @@ fn by_several_processes() -> Outcome {
     let idle = Guard(Command::new("sleep").arg("600").spawn()?);
     let (pid, own) = (scene.ours.pid(), idle.pid());
     tells_of_ours_only(&scene, |tool| match tool {
-        // What is executed is executed by a child.
-        "execsnoop" => words(&format!("-p {pid},{own} --follow")),
+        // What is executed is executed by a child, and what ends is one.
+        "execsnoop" | "exitsnoop" => words(&format!("-p {pid},{own} --follow")),
         _ => words(&format!("-p {pid},{own}")),
     })
 }
@@ -156,7 +162,7 @@ fn by_name() -> Outcome {
     let pid = scene.ours.pid();
     tells_of_ours_only(&scene, |tool| match tool {
         // The name is that of the program that was executed, which is the same for both.
-        "execsnoop" => words(&format!("--comm t[r]*e -P {pid}")),
+        "execsnoop" | "exitsnoop" => words(&format!("--comm t[r]*e -P {pid}")),
         _ => words("--comm busy-[m-o]u*s"),
     })
 }

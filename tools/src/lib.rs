@@ -94,7 +94,7 @@ registry! {
     runqlat ["--pidnss", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup -P", "--by comm"],
     runqslower,
     softirqs,
-    syscount,
+    syscount ["-P", "-L", "-x"],
     tcpaccept,
     tcpconnect,
     tcpconnlat,

@@ -10,6 +10,7 @@ struct _ddebug;
 struct acpiphp_slot;
 struct address_space;
 struct address_space_operations;
+struct anon_vma;
 struct arm64_sme_state;
 struct arm64_sve_state;
 struct assoc_array_ptr;
@@ -91,6 +92,7 @@ struct delegated_inode;
 struct dentry;
 struct dentry_operations;
 struct dev_iommu;
+struct dev_pagemap;
 struct dev_pin_info;
 struct dev_pm_domain;
 struct dev_pm_ops;
@@ -126,6 +128,7 @@ struct file_lock_context;
 struct file_operations;
 struct file_system_type;
 struct files_struct;
+struct folio_queue;
 struct fown_struct;
 struct fqdir;
 struct fs_context;
@@ -175,6 +178,7 @@ struct io_tlb_mem;
 struct io_uring_task;
 struct ioam6_pernet_data;
 struct iommu_group;
+struct iovec;
 struct ip_conntrack_stat;
 struct ip_mc_socklist;
 struct ip_options;
@@ -218,6 +222,7 @@ struct kprobe;
 struct kretprobe_holder;
 struct kretprobe_instance;
 struct kset;
+struct kvec;
 struct linux_binfmt;
 struct linux_mib;
 struct linux_tls_mib;
@@ -395,11 +400,14 @@ struct uprobe_task;
 struct user_fpsimd_state;
 struct user_namespace;
 struct user_struct;
+struct userfaultfd_ctx;
 struct uts_namespace;
 struct vfsmount;
 struct virtqueue;
 struct vm_area_struct;
+struct vm_operations_struct;
 struct vm_struct;
+struct vma_numab_state;
 struct wait_page_queue;
 struct wake_irq;
 struct wake_q_node;
@@ -497,6 +505,12 @@ typedef long long unsigned int __u64;
 typedef __u64 u64;
 
 typedef u64 ptval_t;
+
+typedef ptval_t pteval_t;
+
+typedef ptval_t pmdval_t;
+
+typedef ptval_t pudval_t;
 
 typedef ptval_t pgdval_t;
 
@@ -823,6 +837,10 @@ struct refcount_struct {
 typedef struct refcount_struct refcount_t;
 
 typedef struct {
+	long unsigned int val;
+} swp_entry_t;
+
+typedef struct {
 	long unsigned int f;
 } memdesc_flags_t;
 
@@ -869,7 +887,13 @@ struct page {
 
 typedef unsigned int mm_id_t;
 
+typedef int mm_id_mapcount_t;
+
 typedef long unsigned int vm_flags_t;
+
+typedef struct {
+	ptval_t pgprot;
+} pgprot_t;
 
 typedef struct {
 	long unsigned int __vma_flags[1];
@@ -1501,8 +1525,25 @@ struct device_type {
 };
 
 typedef struct {
+	pteval_t pte;
+} pte_t;
+
+typedef struct {
+	pmdval_t pmd;
+} pmd_t;
+
+typedef struct {
+	pudval_t pud;
+} pud_t;
+
+typedef struct {
 	atomic_long_t a;
 } local_t;
+
+struct iovec {
+	void *iov_base;
+	__kernel_size_t iov_len;
+};
 
 struct bio_vec {
 	struct page *bv_page;
@@ -4221,6 +4262,78 @@ struct perf_event_attr {
 	__u64 config4;
 };
 
+struct folio {
+	union {
+		struct {
+			memdesc_flags_t flags;
+			union {
+				struct list_head lru;
+				struct {
+					void *__filler;
+					unsigned int mlock_count;
+				};
+				struct dev_pagemap *pgmap;
+			};
+			struct address_space *mapping;
+			union {
+				long unsigned int index;
+				long unsigned int share;
+			};
+			union {
+				void *private;
+				swp_entry_t swap;
+			};
+			atomic_t _mapcount;
+			atomic_t _refcount;
+			long unsigned int memcg_data;
+		};
+		struct page page;
+	};
+	union {
+		struct {
+			long unsigned int _flags_1;
+			long unsigned int _head_1;
+			union {
+				struct {
+					atomic_t _large_mapcount;
+					atomic_t _nr_pages_mapped;
+					atomic_t _entire_mapcount;
+					atomic_t _pincount;
+					mm_id_mapcount_t _mm_id_mapcount[2];
+					union {
+						mm_id_t _mm_id[2];
+						long unsigned int _mm_ids;
+					};
+				};
+				long unsigned int _usable_1[4];
+			};
+			atomic_t _mapcount_1;
+			atomic_t _refcount_1;
+			unsigned int _nr_pages;
+		};
+		struct page __page_1;
+	};
+	union {
+		struct {
+			long unsigned int _flags_2;
+			long unsigned int _head_2;
+			struct list_head _deferred_list;
+		};
+		struct page __page_2;
+	};
+	union {
+		struct {
+			long unsigned int _flags_3;
+			long unsigned int _head_3;
+			void *_hugetlb_subpool;
+			void *_hugetlb_cgroup;
+			void *_hugetlb_cgroup_rsvd;
+			void *_hugetlb_hwpoison;
+		};
+		struct page __page_3;
+	};
+};
+
 struct xa_node {
 	unsigned char shift;
 	unsigned char offset;
@@ -4240,6 +4353,46 @@ struct xa_node {
 };
 
 typedef __le32 kprobe_opcode_t;
+
+struct vm_userfaultfd_ctx {
+	struct userfaultfd_ctx *ctx;
+};
+
+struct vm_area_struct {
+	union {
+		struct {
+			long unsigned int vm_start;
+			long unsigned int vm_end;
+		};
+		freeptr_t vm_freeptr;
+	};
+	struct mm_struct *vm_mm;
+	pgprot_t vm_page_prot;
+	union {
+		const vm_flags_t vm_flags;
+		vma_flags_t flags;
+	};
+	unsigned int vm_lock_seq;
+	struct list_head anon_vma_chain;
+	struct anon_vma *anon_vma;
+	const struct vm_operations_struct *vm_ops;
+	long unsigned int vm_pgoff;
+	struct file *vm_file;
+	void *vm_private_data;
+	atomic_long_t swap_readahead_info;
+	struct mempolicy *vm_policy;
+	struct vma_numab_state *numab_state;
+	refcount_t vm_refcnt;
+	struct {
+		struct rb_node rb;
+		long unsigned int rb_subtree_last;
+	} shared;
+	struct vm_userfaultfd_ctx vm_userfaultfd_ctx;
+	long: 64;
+	long: 64;
+};
+
+typedef struct page *pgtable_t;
 
 typedef s32 int32_t;
 
@@ -4585,6 +4738,32 @@ struct bio {
 	short unsigned int bi_max_vecs;
 	atomic_t __bi_cnt;
 	struct bio_set *bi_pool;
+};
+
+struct iov_iter {
+	u8 iter_type;
+	bool nofault;
+	bool data_source;
+	size_t iov_offset;
+	union {
+		struct iovec __ubuf_iovec;
+		struct {
+			union {
+				const struct iovec *__iov;
+				const struct kvec *kvec;
+				const struct bio_vec *bvec;
+				const struct folio_queue *folioq;
+				struct xarray *xarray;
+				void *ubuf;
+			};
+			size_t count;
+		};
+	};
+	union {
+		long unsigned int nr_segs;
+		u8 folioq_slot;
+		loff_t xarray_start;
+	};
 };
 
 struct msi_dev_domain {
@@ -5182,6 +5361,44 @@ struct list_lru_one {
 	struct list_head list;
 	long int nr_items;
 	spinlock_t lock;
+};
+
+enum fault_flag {
+	FAULT_FLAG_WRITE = 1,
+	FAULT_FLAG_MKWRITE = 2,
+	FAULT_FLAG_ALLOW_RETRY = 4,
+	FAULT_FLAG_RETRY_NOWAIT = 8,
+	FAULT_FLAG_KILLABLE = 16,
+	FAULT_FLAG_TRIED = 32,
+	FAULT_FLAG_USER = 64,
+	FAULT_FLAG_REMOTE = 128,
+	FAULT_FLAG_INSTRUCTION = 256,
+	FAULT_FLAG_INTERRUPTIBLE = 512,
+	FAULT_FLAG_UNSHARE = 1024,
+	FAULT_FLAG_ORIG_PTE_VALID = 2048,
+	FAULT_FLAG_VMA_LOCK = 4096,
+};
+
+struct vm_fault {
+	const struct {
+		struct vm_area_struct *vma;
+		gfp_t gfp_mask;
+		long unsigned int pgoff;
+		long unsigned int address;
+		long unsigned int real_address;
+	};
+	enum fault_flag flags;
+	pmd_t *pmd;
+	pud_t *pud;
+	union {
+		pte_t orig_pte;
+		pmd_t orig_pmd;
+	};
+	struct page *cow_page;
+	struct page *page;
+	pte_t *pte;
+	spinlock_t *ptl;
+	pgtable_t prealloc_pte;
 };
 
 struct mount {
@@ -6916,6 +7133,53 @@ struct pacct_struct {
 	long unsigned int ac_majflt;
 };
 
+enum pageflags {
+	PG_locked = 0,
+	PG_writeback = 1,
+	PG_referenced = 2,
+	PG_uptodate = 3,
+	PG_dirty = 4,
+	PG_lru = 5,
+	PG_head = 6,
+	PG_waiters = 7,
+	PG_active = 8,
+	PG_workingset = 9,
+	PG_owner_priv_1 = 10,
+	PG_owner_2 = 11,
+	PG_arch_1 = 12,
+	PG_reserved = 13,
+	PG_private = 14,
+	PG_private_2 = 15,
+	PG_reclaim = 16,
+	PG_swapbacked = 17,
+	PG_unevictable = 18,
+	PG_dropbehind = 19,
+	PG_mlocked = 20,
+	PG_hwpoison = 21,
+	PG_young = 22,
+	PG_idle = 23,
+	PG_arch_2 = 24,
+	PG_arch_3 = 25,
+	__NR_PAGEFLAGS = 26,
+	PG_readahead = 16,
+	PG_swapcache = 10,
+	PG_checked = 10,
+	PG_anon_exclusive = 11,
+	PG_mappedtodisk = 11,
+	PG_fscache = 15,
+	PG_pinned = 10,
+	PG_savepinned = 4,
+	PG_foreign = 10,
+	PG_xen_remapped = 10,
+	PG_movable_ops_isolated = 16,
+	PG_movable_ops = 3,
+	PG_reported = 3,
+	PG_vmemmap_self_hosted = 10,
+	PG_has_hwpoisoned = 8,
+	PG_large_rmappable = 9,
+	PG_partially_mapped = 16,
+};
+
 struct percpu_ref_data {
 	atomic_long_t count;
 	percpu_ref_func_t *release;
@@ -7398,6 +7662,21 @@ struct user_struct {
 	atomic_long_t locked_vm;
 	atomic_long_t perf_mlock;
 	struct ratelimit_state ratelimit;
+};
+
+struct userfaultfd_ctx {
+	wait_queue_head_t fault_pending_wqh;
+	wait_queue_head_t fault_wqh;
+	wait_queue_head_t fd_wqh;
+	wait_queue_head_t event_wqh;
+	seqcount_spinlock_t refile_seq;
+	refcount_t refcount;
+	unsigned int flags;
+	unsigned int features;
+	bool released;
+	struct rw_semaphore map_changing_lock;
+	atomic_t mmap_changing;
+	struct mm_struct *mm;
 };
 
 struct xol_area {

@@ -10,6 +10,7 @@ struct _ddebug;
 struct acpiphp_slot;
 struct address_space;
 struct address_space_operations;
+struct anon_vma;
 struct assoc_array_ptr;
 struct attribute_group;
 struct audit_context;
@@ -89,6 +90,7 @@ struct delegated_inode;
 struct dentry;
 struct dentry_operations;
 struct dev_iommu;
+struct dev_pagemap;
 struct dev_pin_info;
 struct dev_pm_domain;
 struct dev_pm_ops;
@@ -123,6 +125,7 @@ struct file_lock_context;
 struct file_operations;
 struct file_system_type;
 struct files_struct;
+struct folio_queue;
 struct fown_struct;
 struct fqdir;
 struct fs_context;
@@ -174,6 +177,7 @@ struct io_uring_task;
 struct ioam6_pernet_data;
 struct iommu_group;
 struct iommu_mm_data;
+struct iovec;
 struct ip_conntrack_stat;
 struct ip_mc_socklist;
 struct ip_options;
@@ -217,6 +221,7 @@ struct kobject;
 struct kprobe;
 struct kretprobe_instance;
 struct kset;
+struct kvec;
 struct ldt_struct;
 struct linux_binfmt;
 struct linux_mib;
@@ -288,6 +293,7 @@ struct perf_event;
 struct perf_event_context;
 struct perf_event_pmu_context;
 struct perf_sample_data;
+struct pfnmap_track_ctx;
 struct pid;
 struct pid_namespace;
 struct pidfs_attr;
@@ -399,12 +405,15 @@ struct uprobe_task;
 struct uprobe_xol_ops;
 struct user_namespace;
 struct user_struct;
+struct userfaultfd_ctx;
 struct uts_namespace;
 struct vdso_image;
 struct vfsmount;
 struct virtqueue;
 struct vm_area_struct;
+struct vm_operations_struct;
 struct vm_struct;
+struct vma_numab_state;
 struct wait_page_queue;
 struct wake_irq;
 struct wake_q_node;
@@ -512,7 +521,13 @@ struct fred_ss {
 	u64 insnlen: 4;
 };
 
+typedef long unsigned int pteval_t;
+
+typedef long unsigned int pmdval_t;
+
 typedef long unsigned int pgdval_t;
+
+typedef long unsigned int pudval_t;
 
 struct cpumask {
 	long unsigned int bits[128];
@@ -521,6 +536,26 @@ struct cpumask {
 typedef struct {
 	pgdval_t pgd;
 } pgd_t;
+
+typedef struct {
+	pteval_t pte;
+} pte_t;
+
+typedef struct {
+	pmdval_t pmd;
+} pmd_t;
+
+typedef struct {
+	pudval_t pud;
+} pud_t;
+
+typedef long unsigned int pgprotval_t;
+
+struct pgprot {
+	pgprotval_t pgprot;
+};
+
+typedef struct pgprot pgprot_t;
 
 typedef struct cpumask cpumask_t;
 
@@ -865,6 +900,10 @@ typedef short int __s16;
 typedef __s16 s16;
 
 typedef struct {
+	long unsigned int val;
+} swp_entry_t;
+
+typedef struct {
 	long unsigned int f;
 } memdesc_flags_t;
 
@@ -910,6 +949,8 @@ struct page {
 };
 
 typedef unsigned int mm_id_t;
+
+typedef int mm_id_mapcount_t;
 
 typedef long unsigned int vm_flags_t;
 
@@ -1054,6 +1095,11 @@ struct wait_queue_head {
 };
 
 typedef struct wait_queue_head wait_queue_head_t;
+
+struct iovec {
+	void *iov_base;
+	__kernel_size_t iov_len;
+};
 
 struct bio_vec {
 	struct page *bv_page;
@@ -4016,6 +4062,116 @@ struct mm_struct {
 	char flexible_array[0];
 };
 
+struct vm_userfaultfd_ctx {
+	struct userfaultfd_ctx *ctx;
+};
+
+struct vm_area_struct {
+	union {
+		struct {
+			long unsigned int vm_start;
+			long unsigned int vm_end;
+		};
+		freeptr_t vm_freeptr;
+	};
+	struct mm_struct *vm_mm;
+	pgprot_t vm_page_prot;
+	union {
+		const vm_flags_t vm_flags;
+		vma_flags_t flags;
+	};
+	unsigned int vm_lock_seq;
+	struct list_head anon_vma_chain;
+	struct anon_vma *anon_vma;
+	const struct vm_operations_struct *vm_ops;
+	long unsigned int vm_pgoff;
+	struct file *vm_file;
+	void *vm_private_data;
+	atomic_long_t swap_readahead_info;
+	struct mempolicy *vm_policy;
+	struct vma_numab_state *numab_state;
+	refcount_t vm_refcnt;
+	struct {
+		struct rb_node rb;
+		long unsigned int rb_subtree_last;
+	} shared;
+	struct vm_userfaultfd_ctx vm_userfaultfd_ctx;
+	struct pfnmap_track_ctx *pfnmap_track_ctx;
+	long: 64;
+};
+
+struct folio {
+	union {
+		struct {
+			memdesc_flags_t flags;
+			union {
+				struct list_head lru;
+				struct {
+					void *__filler;
+					unsigned int mlock_count;
+				};
+				struct dev_pagemap *pgmap;
+			};
+			struct address_space *mapping;
+			union {
+				long unsigned int index;
+				long unsigned int share;
+			};
+			union {
+				void *private;
+				swp_entry_t swap;
+			};
+			atomic_t _mapcount;
+			atomic_t _refcount;
+			long unsigned int memcg_data;
+		};
+		struct page page;
+	};
+	union {
+		struct {
+			long unsigned int _flags_1;
+			long unsigned int _head_1;
+			union {
+				struct {
+					atomic_t _large_mapcount;
+					atomic_t _nr_pages_mapped;
+					atomic_t _entire_mapcount;
+					atomic_t _pincount;
+					mm_id_mapcount_t _mm_id_mapcount[2];
+					union {
+						mm_id_t _mm_id[2];
+						long unsigned int _mm_ids;
+					};
+				};
+				long unsigned int _usable_1[4];
+			};
+			atomic_t _mapcount_1;
+			atomic_t _refcount_1;
+			unsigned int _nr_pages;
+		};
+		struct page __page_1;
+	};
+	union {
+		struct {
+			long unsigned int _flags_2;
+			long unsigned int _head_2;
+			struct list_head _deferred_list;
+		};
+		struct page __page_2;
+	};
+	union {
+		struct {
+			long unsigned int _flags_3;
+			long unsigned int _head_3;
+			void *_hugetlb_subpool;
+			void *_hugetlb_cgroup;
+			void *_hugetlb_cgroup_rsvd;
+			void *_hugetlb_hwpoison;
+		};
+		struct page __page_3;
+	};
+};
+
 enum perf_event_state {
 	PERF_EVENT_STATE_DEAD = -5,
 	PERF_EVENT_STATE_REVOKED = -4,
@@ -4299,6 +4455,8 @@ struct perf_event {
 
 typedef u32 uint32_t;
 
+typedef struct page *pgtable_t;
+
 typedef struct cpumask *cpumask_var_t;
 
 struct kernel_siginfo {
@@ -4311,6 +4469,32 @@ struct kernel_siginfo {
 };
 
 typedef u8 kprobe_opcode_t;
+
+struct iov_iter {
+	u8 iter_type;
+	bool nofault;
+	bool data_source;
+	size_t iov_offset;
+	union {
+		struct iovec __ubuf_iovec;
+		struct {
+			union {
+				const struct iovec *__iov;
+				const struct kvec *kvec;
+				const struct bio_vec *bvec;
+				const struct folio_queue *folioq;
+				struct xarray *xarray;
+				void *ubuf;
+			};
+			size_t count;
+		};
+	};
+	union {
+		long unsigned int nr_segs;
+		u8 folioq_slot;
+		loff_t xarray_start;
+	};
+};
 
 struct address_space {
 	struct inode *host;
@@ -5240,6 +5424,44 @@ struct list_lru_one {
 	struct list_head list;
 	long int nr_items;
 	spinlock_t lock;
+};
+
+enum fault_flag {
+	FAULT_FLAG_WRITE = 1,
+	FAULT_FLAG_MKWRITE = 2,
+	FAULT_FLAG_ALLOW_RETRY = 4,
+	FAULT_FLAG_RETRY_NOWAIT = 8,
+	FAULT_FLAG_KILLABLE = 16,
+	FAULT_FLAG_TRIED = 32,
+	FAULT_FLAG_USER = 64,
+	FAULT_FLAG_REMOTE = 128,
+	FAULT_FLAG_INSTRUCTION = 256,
+	FAULT_FLAG_INTERRUPTIBLE = 512,
+	FAULT_FLAG_UNSHARE = 1024,
+	FAULT_FLAG_ORIG_PTE_VALID = 2048,
+	FAULT_FLAG_VMA_LOCK = 4096,
+};
+
+struct vm_fault {
+	const struct {
+		struct vm_area_struct *vma;
+		gfp_t gfp_mask;
+		long unsigned int pgoff;
+		long unsigned int address;
+		long unsigned int real_address;
+	};
+	enum fault_flag flags;
+	pmd_t *pmd;
+	pud_t *pud;
+	union {
+		pte_t orig_pte;
+		pmd_t orig_pmd;
+	};
+	struct page *cow_page;
+	struct page *page;
+	pte_t *pte;
+	spinlock_t *ptl;
+	pgtable_t prealloc_pte;
 };
 
 struct mount {
@@ -6987,6 +7209,52 @@ struct pacct_struct {
 	long unsigned int ac_majflt;
 };
 
+enum pageflags {
+	PG_locked = 0,
+	PG_writeback = 1,
+	PG_referenced = 2,
+	PG_uptodate = 3,
+	PG_dirty = 4,
+	PG_lru = 5,
+	PG_head = 6,
+	PG_waiters = 7,
+	PG_active = 8,
+	PG_workingset = 9,
+	PG_owner_priv_1 = 10,
+	PG_owner_2 = 11,
+	PG_arch_1 = 12,
+	PG_reserved = 13,
+	PG_private = 14,
+	PG_private_2 = 15,
+	PG_reclaim = 16,
+	PG_swapbacked = 17,
+	PG_unevictable = 18,
+	PG_dropbehind = 19,
+	PG_mlocked = 20,
+	PG_hwpoison = 21,
+	PG_young = 22,
+	PG_idle = 23,
+	PG_arch_2 = 24,
+	__NR_PAGEFLAGS = 25,
+	PG_readahead = 16,
+	PG_swapcache = 10,
+	PG_checked = 10,
+	PG_anon_exclusive = 11,
+	PG_mappedtodisk = 11,
+	PG_fscache = 15,
+	PG_pinned = 10,
+	PG_savepinned = 4,
+	PG_foreign = 10,
+	PG_xen_remapped = 10,
+	PG_movable_ops_isolated = 16,
+	PG_movable_ops = 3,
+	PG_reported = 3,
+	PG_vmemmap_self_hosted = 10,
+	PG_has_hwpoisoned = 8,
+	PG_large_rmappable = 9,
+	PG_partially_mapped = 16,
+};
+
 struct percpu_ref_data {
 	atomic_long_t count;
 	percpu_ref_func_t *release;
@@ -7474,6 +7742,21 @@ struct user_struct {
 	atomic_long_t locked_vm;
 	atomic_long_t perf_mlock;
 	struct ratelimit_state ratelimit;
+};
+
+struct userfaultfd_ctx {
+	wait_queue_head_t fault_pending_wqh;
+	wait_queue_head_t fault_wqh;
+	wait_queue_head_t fd_wqh;
+	wait_queue_head_t event_wqh;
+	seqcount_spinlock_t refile_seq;
+	refcount_t refcount;
+	unsigned int flags;
+	unsigned int features;
+	bool released;
+	struct rw_semaphore map_changing_lock;
+	atomic_t mmap_changing;
+	struct mm_struct *mm;
 };
 
 struct xol_area {

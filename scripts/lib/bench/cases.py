@@ -1,7 +1,6 @@
 """What is measured, and what must hold."""
 from dataclasses import dataclass, field
 
-STREAMS = ("opensnoop", "execsnoop", "tcplife")
 FSDIST_BT = (
     "tracepoint:syscalls:sys_enter_pread64 { @since[tid] = nsecs; }"
     " tracepoint:syscalls:sys_exit_pread64 /@since[tid]/ { @usecs = hist((nsecs - @since[tid]) / 1000); delete(@since, tid); }"
@@ -10,6 +9,7 @@ FILETOP_BT = (
     "tracepoint:syscalls:sys_enter_pread64 { @fd[tid] = args.fd; }"
     " tracepoint:syscalls:sys_exit_pread64 { @reads[pid, comm, @fd[tid]] = count(); @bytes[pid, comm, @fd[tid]] = sum(args.ret); }"
 )
+STREAMS = ("opensnoop", "execsnoop", "exitsnoop", "tcplife")
 STACK_TOOLS = ("profile", "offcputime", "memleak")
 
 
@@ -59,6 +59,12 @@ COSTS = [
     Case("filetop", "filetop", ["60"], "pread", 150, 20000, "cached read", {
         "libbpf-tools": ["filetop", "60"], "bpftrace": ["-e", FILETOP_BT],
     }, 0.5),
+    Case("exitsnoop", "exitsnoop", [], "spawn", 60, 25, "spawn and wait", {"libbpf-tools": ["exitsnoop"]}, 0.5),
+    Case("syscount", "syscount", [], "getppid", 150, 20000, "getppid", {
+        "libbpf-tools": ["syscount"], "bpftrace": ["/usr/sbin/syscount.bt"],
+    }, 0.5),
+    Case("syscount -P", "syscount", ["-P"], "getppid", 150, 20000, "getppid", {"libbpf-tools": ["syscount", "-P"]}),
+    Case("syscount -L", "syscount", ["-L"], "getppid", 150, 20000, "getppid", {"libbpf-tools": ["syscount", "-L"]}, 0.5),
     Case("tcplife", "tcplife", [], "connect", 80, 100, "end of a session", {"libbpf-tools": ["tcplife"]}, 0.5),
     Case("runqlat", "runqlat", [], "switch", 150, 2000, "context switch", {
         "libbpf-tools": ["runqlat"], "bpftrace": ["/usr/sbin/runqlat.bt"], "perf": ["sched", "record", "-o", "/dev/null"],
@@ -116,6 +122,7 @@ FILTER_NS = 25
 LIVES = {
     "opensnoop": ([], ("open", 1)),
     "execsnoop": ([], ("spawn", 1)),
+    "exitsnoop": ([], ("spawn", 1)),
     "tcplife": ([], ("connect", 1)),
     "runqlat": ([], None),
     "offcputime": ([], None),
@@ -125,6 +132,9 @@ LIVES = {
     "filetop": ([], None),
     "fsdist": ([], None),
     "fsslower": ([], None),
+    "cachestat": ([], None),
+    "oomkill": ([], None),
+    "syscount": ([], None),
     "profile": ([], None),
     "memleak": (["-p", "{pid}"], None),
 }
