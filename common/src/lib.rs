@@ -18,6 +18,7 @@ mod fuzz;
 pub mod glob;
 pub mod hist;
 pub mod inet;
+pub mod irq;
 pub mod kernel;
 pub mod load;
 pub mod lost;

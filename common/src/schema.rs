@@ -119,6 +119,22 @@ pub fn tables(columns: &[Column]) -> Vec<Record> {
     vec![Record { what: "for each interval", fields }]
 }
 
+/// The same for a tool whose rows are not of processes.
+pub fn plain_tables(columns: &[Column]) -> Vec<Record> {
+    let rows = Vec::leak(of_columns(columns));
+    let fields = vec![TIME, Field::new("rows", Kind::Objects(rows), "the rows of the table")];
+    vec![Record { what: "for each interval", fields }]
+}
+
+/// A line for each interval with its histograms, which are not of tasks and `keys` tell apart.
+pub fn plain_histograms(keys: &[Field]) -> Vec<Record> {
+    let fields: Vec<Field> = keys.iter().chain(hist::FIELDS).copied().collect();
+    let histograms = Kind::Objects(Vec::leak(fields));
+    let fields =
+        vec![TIME, Field::new("histograms", histograms, "one for each key; those without values are left out")];
+    vec![Record { what: "for each interval, with -d", fields }]
+}
+
 /// A line for each interval with its histograms, which `keys` tell apart.
 pub fn histograms(keys: &[Field]) -> Vec<Record> {
     let is_of_processes = keys.iter().any(|field| field.key == "pid");

@@ -151,6 +151,7 @@ struct ipv6_pinfo;
 struct ipv6_txoptions;
 struct irq_domain;
 struct irq_work;
+struct irqaction;
 struct jump_entry;
 struct kernel_param;
 struct kernel_pkey_params;
@@ -237,6 +238,7 @@ struct pmu;
 struct pollfd;
 struct port_buffer;
 struct ports_device;
+struct proc_dir_entry;
 struct proc_ns_operations;
 struct prog_entry;
 struct proto;
@@ -2946,6 +2948,14 @@ typedef __u64 Elf64_Addr;
 
 typedef __u64 Elf64_Xword;
 
+enum irqreturn {
+	IRQ_NONE = 0,
+	IRQ_HANDLED = 1,
+	IRQ_WAKE_THREAD = 2,
+};
+
+typedef enum irqreturn irqreturn_t;
+
 enum module_state {
 	MODULE_STATE_LIVE = 0,
 	MODULE_STATE_COMING = 1,
@@ -3424,6 +3434,31 @@ struct bio {
 	short unsigned int bi_max_vecs;
 	atomic_t __bi_cnt;
 	struct bio_set *bi_pool;
+};
+
+typedef irqreturn_t (*irq_handler_t)(int, void *);
+
+struct irqaction {
+	irq_handler_t handler;
+	union {
+		void *dev_id;
+		void *percpu_dev_id;
+	};
+	const struct cpumask *affinity;
+	struct irqaction *next;
+	irq_handler_t thread_fn;
+	struct task_struct *thread;
+	struct irqaction *secondary;
+	unsigned int irq;
+	unsigned int flags;
+	long unsigned int thread_flags;
+	long unsigned int thread_mask;
+	const char *name;
+	struct proc_dir_entry *dir;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
 };
 
 struct msi_dev_domain {
