@@ -35,7 +35,7 @@ TASK_STATE(cpudist_left, u64);
 
 static __always_inline bool wanted(const bool typed, struct task_struct *task)
 {
-	return (include_idle || FIELD(task, pid)) && filter_wants_task(task);
+	return (include_idle || FIELD(task, pid)) && filter_wants_task_as(typed, task);
 }
 
 static __always_inline void count(const bool typed, struct task_struct *task, u64 begin_ns, u64 now_ns)

@@ -81,7 +81,7 @@ static __always_inline bool wanted(const bool typed, struct task_struct *task)
 		return false;
 	if (kernel_threads_only && !(FIELD(task, flags) & PF_KTHREAD))
 		return false;
-	return filter_wants_task(task);
+	return filter_wants_task_as(typed, task);
 }
 
 /* Note that `prev` leaves the CPU. */

@@ -36,13 +36,24 @@ struct {
 	__type(value, u64);
 } profile_samples SEC(".maps");
 
+/* The tool's own process while it prepares its report, which is not to be in it; else 0. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u32);
+} profile_preparing SEC(".maps");
+
 SEC("perf_event")
 int profile_sample(struct bpf_perf_event_data *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid(), one = 1, *count;
 	struct profile_key key = {};
-	u32 zero = 0;
+	u32 zero = 0, *preparing;
 
+	preparing = bpf_map_lookup_elem(&profile_preparing, &zero);
+	if (preparing && *preparing && *preparing == id >> 32)
+		return 0;
 	count = bpf_map_lookup_elem(&profile_samples, &zero);
 	if (count)
 		*count += 1;

@@ -9,6 +9,8 @@
 
 #define ANY_ID ((u32)-1)
 
+/* Whether current is to be had as a pointer that the verifier knows (5.11): its fields are then read without calls. */
+const volatile bool filter_current_typed = false;
 /* Whether any filter but that for the tracer itself is set, and any but that for one process. */
 const volatile bool filter_active = false;
 const volatile bool filter_beyond_tgid = false;
@@ -22,6 +24,10 @@ const volatile u32 filter_self = 0;
 const volatile u32 filter_uid = ANY_ID;
 /* The parent process wanted, or 0. */
 const volatile u32 filter_ppid = 0;
+/* A pattern that is but a beginning, or a whole name with its NUL, as the bits of a name that matter and what they are.
+ */
+const volatile u64 filter_comm_mask[2] = {};
+const volatile u64 filter_comm_value[2] = {};
 /*
  * A pattern of names as a machine whose state is the set of places in the pattern that may have been reached, a bit
  * each: those where it begins, those that any character leads back to, those that each character leads on from, and
@@ -112,21 +118,25 @@ static OWN_FRAME bool filter_wants_comm(const char *comm)
 	return places & filter_comm_end;
 }
 
-/* Levels of a hierarchy that are looked at; common::target refuses what lies deeper. */
-#define FILTER_CGROUP_LEVELS 32
-
-static OWN_FRAME bool filter_wants_cgroup_itself(struct cgroup *cgroup)
+/* The two words of a name. */
+static __always_inline bool filter_wants_name(const u64 *words)
 {
-	u64 leaf, id;
-	u8 wanted = 0, *verdict;
+	if (filter_comm_mask[0])
+		return (words[0] & filter_comm_mask[0]) == filter_comm_value[0] &&
+		       (words[1] & filter_comm_mask[1]) == filter_comm_value[1];
+	return filter_wants_comm((const char *)words);
+}
 
-	if (filter_cgroup)
-		return cgroup_ancestor_id(cgroup, filter_cgroup_level) == filter_cgroup;
-	leaf = BPF_CORE_READ(cgroup, kn, id);
+/* Whether one of several is it or above it, which is found out once. */
+static OWN_FRAME bool filter_wants_cgroup_of(struct cgroup *cgroup, u64 leaf)
+{
+	u8 wanted = 0, *verdict;
+	u64 id;
+
 	verdict = bpf_map_lookup_elem(&filter_cgroup_verdicts, &leaf);
 	if (verdict)
 		return *verdict;
-	for (u32 level = 0; level < FILTER_CGROUP_LEVELS; level++) {
+	for (u32 level = 0; level < CGROUP_LEVELS; level++) {
 		id = cgroup_ancestor_id(cgroup, level);
 		if (!id)
 			break;
@@ -144,9 +154,12 @@ static __always_inline bool filter_by_cgroup(void)
 	return filter_cgroup || filter_many_cgroups;
 }
 
-static __always_inline bool filter_wants_cgroup(struct task_struct *task)
+static __always_inline bool filter_wants_cgroup(const bool typed, struct cgroup *cgroup)
 {
-	return !filter_by_cgroup() || filter_wants_cgroup_itself(cgroup_of(task, filter_cgroup_controller));
+	if (!filter_cgroup)
+		return filter_wants_cgroup_of(cgroup, typed ? cgroup->kn->id : BPF_CORE_READ(cgroup, kn, id));
+	return filter_cgroup == (typed ? cgroup_ancestor_id_typed(cgroup, filter_cgroup_level)
+				       : cgroup_ancestor_id(cgroup, filter_cgroup_level));
 }
 
 static __always_inline bool filter_pinned_has(void *pinned, u64 id)
@@ -165,58 +178,68 @@ static __always_inline bool filter_wants_pinned(struct task_struct *task)
 	return !filter_mntnsmap || filter_pinned_has(&filter_mntnses, BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum));
 }
 
-/* All filters, the cheapest first, for a task that is not current. What is known of one that is wanted is noted. */
-static __always_inline bool filter_wants_task(struct task_struct *task)
+/*
+ * All filters, the cheapest first, for a task that need not be current; `typed` as in FIELD(). What is known of one
+ * that is wanted is noted.
+ */
+static __always_inline bool filter_wants_task_as(const bool typed, struct task_struct *task)
 {
 	bool ids = filter_tgid || filter_tid || filter_self || filter_many || filter_many_tids;
 
-	if (ids && !filter_wants_ids(BPF_CORE_READ(task, tgid), BPF_CORE_READ(task, pid)))
+	if (ids && !filter_wants_ids(FIELD(task, tgid), FIELD(task, pid)))
 		return false;
-	if (filter_uid != ANY_ID && BPF_CORE_READ(task, cred, uid.val) != filter_uid)
+	if (filter_uid != ANY_ID && (typed ? task->cred->uid.val : BPF_CORE_READ(task, cred, uid.val)) != filter_uid)
 		return false;
-	if (filter_ppid && (u32)BPF_CORE_READ(task, real_parent, tgid) != filter_ppid)
+	if (filter_ppid &&
+	    (u32)(typed ? task->real_parent->tgid : BPF_CORE_READ(task, real_parent, tgid)) != filter_ppid)
 		return false;
 	if (filter_comm_end) {
-		char comm[TASK_COMM_LEN];
+		u64 words[TASK_COMM_LEN / sizeof(u64)];
 
-		bpf_core_read(&comm, sizeof(comm), &task->comm);
-		if (!filter_wants_comm(comm))
+		if (typed) {
+			words[0] = ((const u64 *)task->comm)[0];
+			words[1] = ((const u64 *)task->comm)[1];
+		} else {
+			bpf_core_read(words, sizeof(words), &task->comm);
+		}
+		if (!filter_wants_name(words))
 			return false;
 	}
-	if (!filter_wants_cgroup(task) || !filter_wants_pinned(task))
+	if (filter_by_cgroup() && !filter_wants_cgroup(typed, cgroup_of_as(typed, task, filter_cgroup_controller)))
+		return false;
+	if (!filter_wants_pinned(task))
 		return false;
 	if (want_subjects)
 		subject_note(task);
 	return true;
 }
 
-/* The same for an event that is about current, with helpers that cost less. */
+static __always_inline bool filter_wants_task(struct task_struct *task)
+{
+	return filter_wants_task_as(false, task);
+}
+
+static OWN_FRAME bool filter_wants_current_by_all(void)
+{
+	if (filter_current_typed)
+		return filter_wants_task_as(true, bpf_get_current_task_btf());
+	return filter_wants_task_as(false, (void *)bpf_get_current_task());
+}
+
+/* The same for an event that is about current. */
 static __always_inline bool filter_wants_current(void)
 {
-	u64 id = bpf_get_current_pid_tgid();
+	bool ids = filter_tgid || filter_tid || filter_self || filter_many || filter_many_tids;
+	bool others = filter_uid != ANY_ID || filter_ppid || filter_comm_end || filter_by_cgroup() ||
+		      filter_cgroupmap || filter_mntnsmap || want_subjects;
+	u64 id;
 
-	if (!filter_wants_ids(id >> 32, (u32)id))
-		return false;
-	if (filter_uid != ANY_ID && (u32)bpf_get_current_uid_gid() != filter_uid)
-		return false;
-	if (filter_comm_end) {
-		char comm[TASK_COMM_LEN];
-
-		bpf_get_current_comm(&comm, sizeof(comm));
-		if (!filter_wants_comm(comm))
-			return false;
-	}
-	if (filter_ppid || filter_by_cgroup() || filter_cgroupmap || filter_mntnsmap || want_subjects) {
-		struct task_struct *task = (void *)bpf_get_current_task();
-
-		if (filter_ppid && (u32)BPF_CORE_READ(task, real_parent, tgid) != filter_ppid)
-			return false;
-		if (!filter_wants_cgroup(task) || !filter_wants_pinned(task))
-			return false;
-		if (want_subjects)
-			subject_note(task);
-	}
-	return true;
+	if (others)
+		return filter_wants_current_by_all();
+	if (!ids)
+		return true;
+	id = bpf_get_current_pid_tgid();
+	return filter_wants_ids(id >> 32, (u32)id);
 }
 
 /*

@@ -14,11 +14,11 @@
 /* When a task became runnable, or 0. */
 TASK_STATE(runq_queued, u64);
 
-static __always_inline void runq_stamp(struct task_struct *task)
+static __always_inline void runq_stamp(const bool typed, struct task_struct *task)
 {
 	u64 *queued_ns;
 
-	if (!filter_wants_task(task))
+	if (!filter_wants_task_as(typed, task))
 		return;
 	queued_ns = runq_queued_make(task);
 	if (queued_ns)
@@ -27,13 +27,13 @@ static __always_inline void runq_stamp(struct task_struct *task)
 
 TRACEPOINT_HOOK(runq_wakeup, sched_wakeup, struct task_struct *task)
 {
-	runq_stamp(task);
+	runq_stamp(typed, task);
 	return 0;
 }
 
 TRACEPOINT_HOOK(runq_wakeup_new, sched_wakeup_new, struct task_struct *task)
 {
-	runq_stamp(task);
+	runq_stamp(typed, task);
 	return 0;
 }
 
@@ -48,7 +48,7 @@ static __always_inline bool runq_switch(const bool typed, bool preempt, struct t
 
 	/* A task that is preempted stays runnable, whatever state it was about to enter. */
 	if ((preempt || task_state(typed, prev) == TASK_RUNNING) && FIELD(prev, pid))
-		runq_stamp(prev);
+		runq_stamp(typed, prev);
 	if (!FIELD(next, pid))
 		return false;
 	queued_ns = runq_queued_find(next);

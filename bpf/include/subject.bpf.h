@@ -48,16 +48,23 @@ struct {
 	__type(value, char[TASK_COMM_LEN]);
 } subject_group_names SEC(".maps");
 
-/* The cgroup of a task in the hierarchy of a v1 controller, by index, or that of v2 for -1. */
-static __always_inline struct cgroup *cgroup_of(struct task_struct *task, s32 controller)
+/* The cgroup of a task in the hierarchy of a v1 controller, by index, or that of v2 for -1; `typed` as in FIELD(). */
+static __always_inline struct cgroup *cgroup_of_as(const bool typed, struct task_struct *task, s32 controller)
 {
-	struct css_set *css_set = BPF_CORE_READ(task, cgroups);
+	struct css_set *css_set = FIELD(task, cgroups);
 	struct cgroup_subsys_state *state = NULL;
 
 	if (controller < 0)
-		return BPF_CORE_READ(css_set, dfl_cgrp);
+		return FIELD(css_set, dfl_cgrp);
+	if (typed)
+		return css_set->subsys[controller]->cgroup;
 	bpf_core_read(&state, sizeof(state), &css_set->subsys[controller]);
 	return BPF_CORE_READ(state, cgroup);
+}
+
+static __always_inline struct cgroup *cgroup_of(struct task_struct *task, s32 controller)
+{
+	return cgroup_of_as(false, task, controller);
 }
 
 /* task_active_pid_ns(): the number of a task or process in the namespace in which its own id was given. */

@@ -6,7 +6,7 @@
  */
 #pragma once
 
-#include "core.bpf.h"
+#include "state.bpf.h"
 
 #if defined(__TARGET_ARCH_x86)
 /* arch/x86/entry/syscalls/syscall_64.tbl and syscall_32.tbl */
@@ -17,6 +17,10 @@ enum syscall_nr {
 	NR_openat = 257,
 	NR_execveat = 322,
 	NR_openat2 = 437,
+	NR_exit = 60,
+	NR_exit_group = 231,
+	NR32_exit = 1,
+	NR32_exit_group = 252,
 	NR32_open = 5,
 	NR32_creat = 8,
 	NR32_execve = 11,
@@ -45,6 +49,10 @@ enum syscall_nr {
 	NR_openat = 56,
 	NR_execveat = 281,
 	NR_openat2 = 437,
+	NR_exit = 93,
+	NR_exit_group = 94,
+	NR32_exit = 1,
+	NR32_exit_group = 248,
 	NR32_open = 5,
 	NR32_creat = 8,
 	NR32_execve = 11,
@@ -63,3 +71,26 @@ enum syscall_nr {
 #else
 #error "no system call table for this architecture"
 #endif
+
+#if defined(__TARGET_ARCH_x86)
+/* arch/x86/include/asm/thread_info.h: a call of the 32-bit table is under way. */
+#define TS_COMPAT 0x0002
+#endif
+
+/*
+ * Whether the call under way is one of the 32-bit table. On x86 64-bit code can make such calls too (int $0x80), so the
+ * mode that the caller runs in does not tell.
+ */
+static __always_inline bool syscall_is_32bit(const bool typed, struct pt_regs *regs)
+{
+#if defined(__TARGET_ARCH_x86)
+	struct task_struct *task;
+
+	if (typed && use_local_storage)
+		return bpf_get_current_task_btf()->thread_info.status & TS_COMPAT;
+	task = (void *)bpf_get_current_task();
+	return BPF_CORE_READ(task, thread_info.status) & TS_COMPAT;
+#else
+	return SYSCALL_IS_32BIT(regs);
+#endif
+}

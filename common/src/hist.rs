@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use anyhow::{Context, Result};
 use libbpf_rs::skel::OpenSkel;
-use libbpf_rs::{MapCore, MapFlags, Object};
+use libbpf_rs::{MapCore, Object};
 use serde_json::{Map, Value, json};
 
 use crate::cli::{self, Format, Output};
@@ -19,8 +19,6 @@ use crate::table;
 use crate::text::Text;
 use crate::time;
 
-/// HIST_SLOTS of hist.bpf.h.
-const SLOTS: u32 = 976;
 /// Width of the longest bar.
 const BAR: u64 = 40;
 
@@ -248,28 +246,13 @@ impl Reader {
 
 /// The slots of a dense histogram that were hit, all CPUs together.
 fn dense(map: &impl MapCore, mut take: impl FnMut(u32, Cell)) -> Result<()> {
-    let mut add = |slot: u32, cells: &mut dyn Iterator<Item = &[u8]>| {
+    table::each_slot(map, |slot, cells| {
         let mut cell = Cell::default();
         cells.for_each(|bytes| cell.add(Cell::from_bytes(bytes)));
         if cell.count > 0 {
             take(slot, cell);
         }
-    };
-    let batches = table::each(map, |key, value| {
-        if let Some(slot) = key.first_chunk() {
-            add(u32::from_ne_bytes(*slot), &mut value.chunks_exact(size_of::<Cell>()));
-        }
-        Ok(())
-    });
-    if batches.is_ok() {
-        return Ok(());
-    }
-    // Before 5.13 the kernel hands out one slot at a time.
-    for slot in 0..SLOTS {
-        let per_cpu = map.lookup_percpu(&slot.to_ne_bytes(), MapFlags::ANY).context("cannot read the histogram")?;
-        add(slot, &mut per_cpu.iter().flatten().map(Vec::as_slice));
-    }
-    Ok(())
+    })
 }
 
 /// How many slots of a map of `hist`'s shape were hit, as read by [`Reader`]: for tests of what many CPUs cost.

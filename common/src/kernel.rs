@@ -13,6 +13,8 @@ use crate::fault::unsupported;
 
 /// Where the kernel publishes its own types.
 pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
+/// Where it publishes those of its modules, too.
+const MODULES_BTF: &str = "/sys/kernel/btf";
 /// The kernel's types: where they are, and a read-only view to search.
 pub struct Btf {
     custom: Option<PathBuf>,
@@ -272,6 +274,16 @@ pub fn tracefs() -> Option<&'static Path> {
 /// Where the cgroup v2 hierarchy is mounted.
 pub fn cgroup2_root() -> Option<PathBuf> {
     cgroup::v2_mount_point()
+}
+
+/// Whether the types of a module that is loaded mention a function of this name.
+pub fn modules_mention(name: &str) -> bool {
+    let entries = fs::read_dir(MODULES_BTF).into_iter().flatten().flatten();
+    let mut modules = entries.map(|entry| entry.path()).filter(|path| *path != Path::new(VMLINUX_BTF));
+    modules.any(|path| {
+        let bytes = fs::read(path).unwrap_or_default();
+        Types::of(&bytes).is_some_and(|types| find_name(types.strings, name).is_some())
+    })
 }
 
 /// Whether maps of this type can be made here.

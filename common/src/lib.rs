@@ -13,6 +13,7 @@ pub mod event;
 mod excerpt;
 pub mod export;
 pub mod fault;
+pub mod fs;
 #[cfg(test)]
 mod fuzz;
 pub mod glob;
@@ -34,6 +35,7 @@ pub mod report;
 pub mod sample;
 pub mod schema;
 pub mod session;
+pub mod sockowner;
 pub mod stack;
 pub mod subject;
 pub mod symbol;

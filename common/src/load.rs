@@ -56,6 +56,8 @@ pub struct Hook {
     optional: bool,
     /// Names that the kernel's types must mention for its programs to work.
     needs: &'static [&'static str],
+    /// The function that it hooks, where that is not the one of its sections.
+    function: Option<&'static str>,
 }
 
 impl Hook {
@@ -63,16 +65,21 @@ impl Hook {
     pub const fn needing(self, names: &'static [&'static str]) -> Self {
         Self { needs: names, ..self }
     }
+
+    /// The same hook at another function than its sections name, which may be one of a module.
+    pub const fn at(self, function: &'static str) -> Self {
+        Self { function: Some(function), ..self }
+    }
 }
 
 /// A hook without which the tool cannot work.
 pub const fn hook(name: &'static str) -> Hook {
-    Hook { name, optional: false, needs: &[] }
+    Hook { name, optional: false, needs: &[], function: None }
 }
 
 /// A hook whose absence only degrades the tool.
 pub const fn optional_hook(name: &'static str) -> Hook {
-    Hook { name, optional: true, needs: &[] }
+    Hook { name, optional: true, needs: &[], function: None }
 }
 
 /// One of several ways of a tool to do its work.
@@ -235,6 +242,11 @@ impl Loader {
         &self.btf
     }
 
+    /// Whether the kernel or a module that is loaded has a function of this name that can be hooked.
+    pub fn has_function(&self, name: &str) -> bool {
+        self.btf.mentions(name) || kernel::modules_mention(name) || probe_kprobe(name).is_ok()
+    }
+
     /// Keep the state of tasks in hashes, which can be read as a whole.
     pub fn without_task_storage(&mut self) {
         self.only_hashes = true;
@@ -305,11 +317,17 @@ impl Loader {
         }
         self.say(|| format!("programs: {}", programs.join(" ")));
         for mut program in object.progs_mut() {
-            let chosen = programs.iter().any(|name| program.name().to_str() == Some(name));
-            program.set_autoload(chosen);
+            let index = programs.iter().position(|name| program.name().to_str() == Some(name));
+            program.set_autoload(index.is_some());
+            let chosen = index.map(|index| &plan.hooks[index]).filter(|chosen| chosen.rung.starts_with('f'));
+            if let Some(Chosen { rung, target, .. }) = chosen {
+                let set = program.set_attach_target(0, Some(target.clone()));
+                set.map_err(|error| unsupported(format!("the kernel refuses the hook {rung}/{target}: {error}")))?;
+            }
         }
         // Only where the verifier knows the task's type can it be asked for its storage.
-        let typed = programs.iter().all(|name| !name.contains("__") || name.ends_with("__tp_btf"));
+        let typed = ["__tp_btf", "__fentry", "__fexit"];
+        let typed = programs.iter().all(|name| !name.contains("__") || typed.iter().any(|rung| name.ends_with(rung)));
         let has_storage = self.has_task_storage() && typed;
         let is = |kinds: &[MapType]| object.maps().any(|map| kinds.contains(&map.map_type()));
         if is(&[MapType::TaskStorage, MapType::SkStorage]) {
@@ -325,6 +343,9 @@ impl Loader {
         }
         self.prepare_maps(object, has_storage)?;
         self.guard_from_preemption(object)?;
+        // bpf_get_current_task_btf() came with task storage, and needs the kernel's own types.
+        let typed_current = self.has_task_storage && self.btf.custom().is_none();
+        Knobs::of(object)?.set_if_there("filter_current_typed", &[u8::from(typed_current)])?;
         let models = target.apply(object)?;
         target.wish.apply(object)?;
         let excerpt = self.excerpt.take().map(|excerpt| excerpt.fill(&self.btf, object)).transpose()?;
@@ -385,6 +406,7 @@ impl Loader {
             .collect();
         let choice = |program: &str, section: &str, refused: Vec<Refused>| {
             let (rung, target) = section.split_once('/').unwrap_or((section, ""));
+            let target = hook.function.unwrap_or(target);
             let chosen = Chosen { hook: name.to_owned(), rung: rung.to_owned(), target: target.to_owned() };
             Choice { program: program.to_owned(), chosen, refused }
         };
@@ -397,6 +419,7 @@ impl Loader {
                 continue;
             };
             let target = section.split_once('/').map_or("", |(_, target)| target);
+            let target = hook.function.unwrap_or(target);
             if self.tool.hook.as_ref().is_some_and(|forced| forced != suffix && is_rung(forced)) {
                 continue;
             }
@@ -419,8 +442,10 @@ impl Loader {
             Rung::TpBtf | Rung::RawTp if traced => Ok(()),
             Rung::TpBtf | Rung::RawTp => Err("no such tracepoint".into()),
             Rung::Tp => probe_tracefs(target),
-            Rung::Fentry | Rung::Fexit if !self.btf.mentions(target) => Err("no such function".into()),
-            Rung::Fentry | Rung::Fexit => probe_fentry(target),
+            Rung::Fentry | Rung::Fexit if self.btf.mentions(target) => probe_fentry(target),
+            // What can be done with one function can be done with those of modules.
+            Rung::Fentry | Rung::Fexit if kernel::modules_mention(target) => has_fentry(),
+            Rung::Fentry | Rung::Fexit => Err("no such function".into()),
             Rung::Kprobe | Rung::Kretprobe => probe_kprobe(target),
         }
     }

@@ -3,6 +3,9 @@
 /// The places of a pattern, one bit each in a word.
 const PLACES_MAX: usize = 31;
 
+/// TASK_COMM_LEN of include/linux/sched.h.
+const NAME: usize = 16;
+
 /// A pattern of names: `*` any characters, `?` any one, `[a-z]` one of these, `[!a-z]` one of others, `\` takes what
 /// follows as it is.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -67,6 +70,31 @@ impl Pattern {
             .flat_map(|character| ['\\'].into_iter().filter(move |_| "*?[\\".contains(character)).chain([character]))
             .collect();
         if plain.is_empty() { Err("is empty".into()) } else { Self::parse(&format!("*{plain}*")) }
+    }
+
+    /// A pattern that is a whole name or but a beginning: the bits of a name (16 bytes, with a NUL behind it) that matter,
+    /// and what they must be. None for other patterns, and for names that are longer than any.
+    pub fn plain(&self) -> Option<([u8; NAME], [u8; NAME])> {
+        let places = self.end.trailing_zeros();
+        let is_beginning = self.stars == self.end >> 1;
+        if self.stars != 0 && !is_beginning {
+            return None;
+        }
+        let (mut mask, mut value) = ([0; NAME], [0; NAME]);
+        let named = if is_beginning { places - 1 } else { places };
+        // The NUL needs room, too.
+        if named == 0 || named as usize >= NAME {
+            return None;
+        }
+        for place in 0..named {
+            let mut leading = (0..=255u8).filter(|byte| self.steps[usize::from(*byte)] & 1 << place != 0);
+            value[place as usize] = leading.next().filter(|_| leading.next().is_none())?;
+            mask[place as usize] = 0xff;
+        }
+        if !is_beginning {
+            mask[named as usize] = 0xff;
+        }
+        Some((mask, value))
     }
 
     /// Whether a name matches: what the kernel does.
@@ -140,6 +168,15 @@ mod tests {
         assert_eq!(Pattern::parse("a?*").unwrap().least, 2);
     }
 
+    #[test]
+    fn names_and_beginnings_are_compared_whole() {
+        let is_plain = |pattern: &str| Pattern::parse(pattern).unwrap().plain().is_some();
+        assert!(is_plain("nginx") && is_plain("kworker/*") && is_plain(&"x".repeat(15)));
+        assert!(
+            !is_plain("*") && !is_plain("*a") && !is_plain("a?") && !is_plain("[ab]") && !is_plain(&"x".repeat(16))
+        );
+    }
+
     /// The definition, one choice at a time.
     fn naive(pattern: &[u8], name: &[u8]) -> bool {
         match pattern {
@@ -154,6 +191,16 @@ mod tests {
         #[test]
         fn it_matches_what_the_definition_does(pattern in "[ab*?]{1,12}", name in "[ab]{0,12}") {
             prop_assert_eq!(matches(&pattern, &name), naive(pattern.as_bytes(), name.as_bytes()));
+        }
+
+        #[test]
+        fn what_is_compared_whole_matches_the_same(pattern in "[ab]{0,2}[ab*?]{1,14}", name in "[ab]{0,15}") {
+            let parsed = Pattern::parse(&pattern).unwrap();
+            let padded: Vec<u8> = name.bytes().chain(std::iter::repeat(0)).take(NAME).collect();
+            if let Some((mask, value)) = parsed.plain() {
+                let same = (0..NAME).all(|at| padded[at] & mask[at] == value[at]);
+                prop_assert_eq!(same, parsed.matches(name.as_bytes()));
+            }
         }
 
         #[test]

@@ -24,7 +24,7 @@ use crate::subject::{Attribute, Wish};
 const COMM_MAX: usize = 15;
 /// Processes that --follow can follow at a time: pid_max of most systems.
 const FOLLOWED_MAX: u32 = 65536;
-/// FILTER_CGROUP_LEVELS of filter.bpf.h.
+/// CGROUP_LEVELS of compat.bpf.h.
 const CGROUP_LEVELS: u32 = 32;
 
 /// Whose events are wanted. Flattened into every tool's options; [`letters`] gives them their short forms.
@@ -310,6 +310,10 @@ impl Target {
             set("filter_comm_stars", pattern.stars)?;
             set("filter_comm_end", pattern.end)?;
             knobs.set("filter_comm_steps", &pattern.steps.map(u32::to_ne_bytes).concat())?;
+            if let Some((mask, value)) = pattern.plain() {
+                knobs.set("filter_comm_mask", &mask)?;
+                knobs.set("filter_comm_value", &value)?;
+            }
         }
         if let Some(cgroup) = self.cgroups.first() {
             knobs.set("filter_cgroup_controller", &cgroup.controller.to_ne_bytes())?;

@@ -1,17 +1,25 @@
 //! Every tool, live on the running kernel, against workloads whose truth is known.
 
 mod biolatency;
+mod biosnoop;
 mod biotop;
+mod cachestat;
 mod cli;
 mod core;
 mod cpudist;
 mod doctor;
 mod execsnoop;
+mod exitsnoop;
 mod export;
+mod filetop;
+mod fsdist;
+mod fsslower;
+mod gethostlatency;
 mod hardirqs;
 mod memleak;
 mod offcputime;
 mod offwaketime;
+mod oomkill;
 mod opensnoop;
 mod output;
 mod privilege;
@@ -20,8 +28,13 @@ mod runqlat;
 mod runqslower;
 mod soak;
 mod softirqs;
+mod syscount;
 mod target;
+mod tcpdrop;
 mod tcplife;
+mod tcpretrans;
+
+use libtest_mimic::Trial;
 
 fn main() -> std::process::ExitCode {
     let mut arguments = libtest_mimic::Arguments::from_args();
@@ -29,27 +42,45 @@ fn main() -> std::process::ExitCode {
     arguments.test_threads = Some(1);
     let tests = [
         biolatency::tests(),
+        biosnoop::tests(),
         biotop::tests(),
+        cachestat::tests(),
         cli::tests(),
         core::tests(),
+        cpudist::tests(),
         doctor::tests(),
         execsnoop::tests(),
+        exitsnoop::tests(),
         export::tests(),
+        filetop::tests(),
+        fsdist::tests(),
+        fsslower::tests(),
+        gethostlatency::tests(),
+        hardirqs::tests(),
         memleak::tests(),
         offcputime::tests(),
+        offwaketime::tests(),
+        oomkill::tests(),
         opensnoop::tests(),
         output::tests(),
         privilege::tests(),
         profile::tests(),
         runqlat::tests(),
-        soak::tests(),
-        target::tests(),
-        tcplife::tests(),
         runqslower::tests(),
-        cpudist::tests(),
-        hardirqs::tests(),
+        soak::tests(),
         softirqs::tests(),
-        offwaketime::tests(),
+        syscount::tests(),
+        target::tests(),
+        tcpdrop::tests(),
+        tcplife::tests(),
+        tcpretrans::tests(),
     ];
-    libtest_mimic::run(&arguments, tests.into_iter().flatten().collect()).exit_code()
+    // On a kernel between two on which all of them run: of each tool, that which says whether it works at all, and what
+    // differs between kernels.
+    let is_brief = std::env::var_os("CORESCOPE_BRIEF").is_some();
+    let chosen = |tests: Vec<Trial>| {
+        let all = !is_brief || tests.iter().any(|test| test.name().starts_with("doctor::"));
+        tests.into_iter().take(if all { usize::MAX } else { 1 })
+    };
+    libtest_mimic::run(&arguments, tests.into_iter().flat_map(chosen).collect()).exit_code()
 }

@@ -34,6 +34,8 @@ fn arguments(tool: &str, pid: u32) -> String {
         "biotop" => "-C 1".into(),
         "runqlat" => "-P".into(),
         "execsnoop" => "-x".into(),
+        "filetop" => "-C -r 1000 1".into(),
+        "fsslower" => "0".into(),
         _ => String::new(),
     }
 }
@@ -128,7 +130,7 @@ fn harmless(text: &str) -> bool {
 
 /// The tools that show the names of processes or of files.
 fn shows_names(tool: &str) -> bool {
-    !matches!(tool, "biolatency" | "memleak")
+    !matches!(tool, "biolatency" | "fsdist" | "memleak")
 }
 
 fn needs_disk(tool: &str) -> bool {

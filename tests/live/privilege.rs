@@ -40,7 +40,7 @@ fn two_capabilities_are_enough() -> Outcome {
     for tool in TOOLS {
         let args: &[&str] = match tool.name {
             "opensnoop" | "execsnoop" => &["--json"],
-            "biotop" => &["--json", "0.3", "2"],
+            "biotop" | "filetop" => &["--json", "0.3", "2"],
             _ => &["--json"],
         };
         let needed = if tool.name == "profile" { format!("{needed}{}", for_perf_events()) } else { needed.to_owned() };

@@ -15,6 +15,7 @@ live_tests! {
     samples_and_those_that_found_no_room_make_the_truth,
     stacks_that_found_no_room_cost_no_sample,
     kernel_stacks_are_there_when_asked_for,
+    names_are_read_without_being_seen,
     other_processes_are_left_out,
     a_process_that_has_exited_has_names,
     a_file_that_was_deleted_has_names,
@@ -136,6 +137,22 @@ fn kernel_stacks_are_there_when_asked_for() -> Outcome {
     check!(both.iter().any(|s| in_read(s) && functions(s, "user").contains(&"main")), "the caller is not there");
     check!(run("-U")?.iter().all(|stack| stack["kernel"].is_null()), "-U shows kernel stacks");
     check!(run("-K")?.iter().all(|stack| stack["user"].is_null()), "-K shows user stacks");
+    Ok(())
+}
+
+/// The names of the kernel's functions, tens of milliseconds of work, are read while it samples.
+fn names_are_read_without_being_seen() -> Outcome {
+    let tool = Tool::new("profile").args("--json -K -F 999").start()?;
+    let pid = tool.pid();
+    std::thread::sleep(Duration::from_millis(500));
+    let begun = Instant::now();
+    let finished = tool.stop()?.succeeded()?;
+    let took = begun.elapsed();
+    let own = samples(&stacks(&finished)?, |stack| stack["pid"] == pid);
+    // What it drew its own line for, and drained its buffer, may be in it.
+    check!(own < 10, "{own} samples of the tool itself");
+    let limit = Duration::from_millis(if tests::is_emulated() { 2000 } else { 60 });
+    check!(took < limit, "it took {took:?} to end");
     Ok(())
 }
 

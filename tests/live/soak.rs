@@ -38,8 +38,12 @@ const STACKS: Bounds = Bounds { resident: 160 << 10, growth: 128 << 10, files: 2
 /// Name, arguments (PID stands for the process that works), bounds.
 const TOOLS: &[(&str, &str, Bounds)] = &[
     ("biolatency", "--json 1", LEAN),
+    ("biosnoop", "--json", LEAN),
     ("biotop", "--json 1", LEAN),
     ("execsnoop", "--json", LEAN),
+    ("filetop", "--json 1", LEAN),
+    ("fsdist", "--json 1", LEAN),
+    ("fsslower", "--json 0", LEAN),
     ("memleak", "--json -p PID 2", Bounds { resident: 32 << 10, growth: 2 << 10, files: 4, maps: 128 << 10 }),
     ("offcputime", "--json", STACKS),
     ("opensnoop", "--json", LEAN),

@@ -72,7 +72,8 @@ impl Scene {
 fn own_arguments(tool: &str) -> &'static str {
     match tool {
         "runqlat" => "-P",
-        "biotop" => "-C 1",
+        "biotop" | "filetop" => "-C 1",
+        "fsslower" => "--show ppid 0",
         _ => "--show ppid",
     }
 }
@@ -82,7 +83,7 @@ fn reported(tool: &str, finished: &Finished) -> Outcome<Vec<(u64, u64)>> {
     let list = match tool {
         "runqlat" => Some("histograms"),
         "profile" | "offcputime" => Some("stacks"),
-        "biotop" => Some("rows"),
+        "biotop" | "filetop" => Some("rows"),
         _ => None,
     };
     let records = finished.records()?;
@@ -93,9 +94,9 @@ fn reported(tool: &str, finished: &Finished) -> Outcome<Vec<(u64, u64)>> {
     Ok(rows.iter().map(|row| (row["pid"].as_u64().unwrap_or(0), row["ppid"].as_u64().unwrap_or(0))).collect())
 }
 
-/// Tools that report by process; memleak traces one process at a time, and biolatency tells of disks.
+/// Tools that report by process; memleak traces one process at a time, biolatency tells of disks, and fsdist of operations.
 fn tools() -> impl Iterator<Item = &'static str> {
-    TOOLS.iter().map(|tool| tool.name).filter(|name| !["memleak", "biolatency"].contains(name))
+    TOOLS.iter().map(|tool| tool.name).filter(|name| !["memleak", "biolatency", "fsdist"].contains(name))
 }
 
 /// Every tool, asked for the first process of the scene by `filter`, tells of it and not of the other.
@@ -120,7 +121,7 @@ fn tells_of_ours_only(scene: &Scene, filter: impl Fn(&str) -> Vec<String>) -> Ou
         let finished = running.stop()?.succeeded()?;
         let all = reported(tool, &finished)?;
         let of = |pid: u64| all.iter().filter(|(own, parent)| *own == pid || *parent == pid).count();
-        let has_disk = scene._disk.is_some() || tool != "biotop";
+        let has_disk = scene._disk.is_some() || !tool.starts_with("bio");
         check!(!has_disk || of(ours) > 0, "{tool} tells nothing of {ours}: {all:?} {}", finished.stderr);
         check_eq!(of(others), 0, "{tool} tells of {others}");
     }
@@ -357,6 +358,8 @@ fn counts_are_split() -> Outcome {
         ("runqlat", "", "histograms"),
         ("biolatency", "", "histograms"),
         ("biotop", "1", "rows"),
+        ("filetop", "1", "rows"),
+        ("fsdist", "", "histograms"),
         ("profile", "-F 997", "stacks"),
         ("offcputime", "", "stacks"),
     ] {

@@ -3,6 +3,8 @@
 
 pub mod command_line;
 pub mod disk;
+pub mod file;
+pub mod net;
 pub mod pprof;
 pub mod svg;
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * hostile NAME PATH DEVICE SECONDS: a process that calls itself NAME and does for so long, with that name, a bit of all
- * that tools trace: opens PATH, executes a program with NAME as argument, ends TCP sessions, sleeps, spins, allocates
- * without freeing, and writes to DEVICE past the page cache.
+ * that tools trace: opens and reads PATH, executes a program with NAME as argument, ends TCP sessions, sleeps, spins,
+ * allocates without freeing, and writes to DEVICE past the page cache.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -14,6 +14,16 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+static void look(const char *path)
+{
+	char first;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd >= 0 && read(fd, &first, 1) < 0)
+		_exit(1);
+	close(fd);
+}
 
 static void run(char *name)
 {
@@ -58,7 +68,7 @@ int main(int argc, char **argv)
 		volatile char *leak = malloc(100);
 
 		*leak = 1;
-		close(open(argv[2], O_RDONLY));
+		look(argv[2]);
 		run(argv[1]);
 		talk(listener, &at);
 		if (disk >= 0 && pwrite(disk, block, 4096, 0) != 4096)

@@ -21,9 +21,21 @@ macro_rules! entry {
     ($tool:ident) => {
         $crate::entry!($tool, $crate::$tool::records)
     };
+    // The same tool under another name, where an option has another default.
+    ($name:ident = $tool:ident $option:ident $preset:literal) => {
+        common::app::Entry {
+            name: stringify!($name),
+            command: || {
+                let command = ($crate::entry!($tool).command)().name(stringify!($name));
+                command.mut_arg(stringify!($option), |option| option.default_value($preset))
+            },
+            ..$crate::entry!($tool)
+        }
+    };
     ($tool:ident, $records:expr) => {
         common::app::Entry {
             name: stringify!($tool),
+            is: stringify!($tool),
             command: || common::target::letters(<$crate::$tool::Args as clap::CommandFactory>::command()),
             records: $records,
             run: |matches| {
@@ -36,6 +48,11 @@ macro_rules! entry {
 /// The `main` of one tool's binary.
 #[macro_export]
 macro_rules! main {
+    ($name:ident = $tool:ident $option:ident $preset:literal) => {
+        fn main() -> std::process::ExitCode {
+            common::app::main(&$crate::entry!($name = $tool $option $preset), std::env::args_os())
+        }
+    };
     ($tool:ident $(, $records:expr)?) => {
         fn main() -> std::process::ExitCode {
             common::app::main(&$crate::entry!($tool $(, $records)?), std::env::args_os())
@@ -57,27 +74,54 @@ pub mod install;
 
 registry! {
     biolatency ["-c CGROUP", "--by unit"],
+    biosnoop,
     biotop,
+    cachestat,
     cpudist,
     execsnoop ["-x"],
+    exitsnoop,
+    filetop,
+    fsdist ["-t ext4", "--by comm"],
+    fsslower ["-t ext4"],
+    gethostlatency,
     hardirqs,
     memleak ["-p PID", "--percpu"],
     offcputime ["--early-stacks"],
     offwaketime,
+    oomkill,
     opensnoop ["-F", "-c", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup"],
     profile,
     runqlat ["--pidnss", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup -P", "--by comm"],
     runqslower,
     softirqs,
+    syscount,
+    tcpdrop,
     tcplife,
+    tcpretrans,
 }
 
 /// Programs of the suite that trace nothing.
 pub const COMPANIONS: &[common::app::Entry] = &[entry!(flamediff, Vec::new)];
 
+/// Names of BCC's for tools of the suite with an option preset.
+pub const PRESETS: &[common::app::Entry] = &[
+    entry!(btrfsdist = fsdist fs_type "btrfs"),
+    entry!(btrfsslower = fsslower fs_type "btrfs"),
+    entry!(ext4dist = fsdist fs_type "ext4"),
+    entry!(ext4slower = fsslower fs_type "ext4"),
+    entry!(f2fsdist = fsdist fs_type "f2fs"),
+    entry!(f2fsslower = fsslower fs_type "f2fs"),
+    entry!(fusedist = fsdist fs_type "fuse"),
+    entry!(fuseslower = fsslower fs_type "fuse"),
+    entry!(nfsdist = fsdist fs_type "nfs"),
+    entry!(nfsslower = fsslower fs_type "nfs"),
+    entry!(xfsdist = fsdist fs_type "xfs"),
+    entry!(xfsslower = fsslower fs_type "xfs"),
+];
+
 /// All that is called by a name of its own.
 pub fn programs() -> impl Iterator<Item = &'static common::app::Entry> {
-    TOOLS.iter().chain(COMPANIONS)
+    TOOLS.iter().chain(COMPANIONS).chain(PRESETS)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use common::progress::Tally;
 use common::report::{ReportArgs, StackReport, whom};
 use common::sample::{Clock, Rate, Sampler, Throttling};
 use common::schema::{self, Field, Kind, Record};
-use common::privilege;
+use common::{privilege, proc};
 use common::session::{Report, Run};
 use common::stack::{StackArgs, Stacks, Style};
 use common::table;
@@ -115,6 +115,19 @@ impl Report for View<'_> {
     fn event(&mut self, record: &[u8]) -> Result<()> {
         self.stacks.event(record);
         Ok(())
+    }
+
+    fn idle(&mut self) {
+        // Elsewhere the kernel knows this process by another id.
+        if self.args.report.user_stacks_only || !proc::in_initial_pid_namespace() {
+            return;
+        }
+        let own = |pid: u32| self.skel.maps.profile_preparing.update(&0u32.to_ne_bytes(), &pid.to_ne_bytes(), MapFlags::ANY);
+        // Without this the names are read in the end, which only takes longer.
+        if own(std::process::id()).is_ok() {
+            self.stacks.expect_kernel();
+            let _ = own(0);
+        }
     }
 
     fn tally(&self) -> Option<Tally> {

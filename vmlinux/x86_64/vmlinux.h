@@ -13,6 +13,7 @@ struct assoc_array_ptr;
 struct attribute_group;
 struct audit_context;
 struct audit_names;
+struct autogroup;
 struct backing_dev_info;
 struct badblocks;
 struct balance_callback;
@@ -65,6 +66,7 @@ struct cma;
 struct compat_robust_list_head;
 struct completion;
 struct completion_list;
+struct core_state;
 struct cpu_stop_done;
 struct cpuidle_state;
 struct cpumask;
@@ -184,6 +186,9 @@ struct list_head;
 struct llist_head;
 struct llist_node;
 struct mem_cgroup;
+struct mem_cgroup_per_node;
+struct memcg_vmstats;
+struct memcg_vmstats_percpu;
 struct mempolicy;
 struct mempool;
 struct mm_cid_pcpu;
@@ -216,6 +221,7 @@ struct obj_cgroup;
 struct old_timespec32;
 struct orc_entry;
 struct page;
+struct page_counter;
 struct page_pool;
 struct partition_meta_info;
 struct pci_slot;
@@ -298,6 +304,7 @@ struct task_delay_info;
 struct task_exec_state;
 struct task_group;
 struct task_struct;
+struct taskstats;
 struct tcp_ao_info;
 struct tcp_congestion_ops;
 struct tcp_fastopen_context;
@@ -313,6 +320,8 @@ struct trace_eval_map;
 struct trace_event_call;
 struct tracepoint_ext;
 struct tracepoint_func;
+struct tty_audit_buf;
+struct tty_struct;
 struct ucounts;
 struct unwind_cache;
 struct uprobe_task;
@@ -334,6 +343,7 @@ struct xa_node;
 struct xarray;
 struct xfrm_policy;
 struct xol_area;
+struct zonelist;
 
 typedef unsigned char __u8;
 
@@ -1101,6 +1111,11 @@ typedef struct {
 	long unsigned int sig[1];
 } sigset_t;
 
+struct cpu_itimer {
+	u64 expires;
+	u64 incr;
+};
+
 struct rlimit {
 	__kernel_ulong_t rlim_cur;
 	__kernel_ulong_t rlim_max;
@@ -1452,6 +1467,50 @@ typedef void bio_end_io_t(struct bio *);
 typedef void *mempool_alloc_t(gfp_t, void *);
 
 typedef void mempool_free_t(void *, void *);
+
+struct page_counter {
+	atomic_long_t usage;
+	long unsigned int failcnt;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	struct cacheline_padding _pad1_;
+	long unsigned int emin;
+	atomic_long_t min_usage;
+	atomic_long_t children_min_usage;
+	long unsigned int elow;
+	atomic_long_t low_usage;
+	atomic_long_t children_low_usage;
+	long unsigned int watermark;
+	long unsigned int local_watermark;
+	struct cacheline_padding _pad2_;
+	bool protection_support;
+	bool track_failcnt;
+	long unsigned int min;
+	long unsigned int low;
+	long unsigned int high;
+	long unsigned int max;
+	struct page_counter *parent;
+	long: 64;
+	long: 64;
+};
+
+struct wb_completion {
+	atomic_t cnt;
+	wait_queue_head_t *waitq;
+	long unsigned int progress_stamp;
+	long unsigned int wait_start;
+};
+
+struct memcg_cgwb_frn {
+	u64 bdi_id;
+	int memcg_id;
+	u64 at;
+	struct wb_completion done;
+};
 
 enum bpf_map_type {
 	BPF_MAP_TYPE_UNSPEC = 0,
@@ -2140,6 +2199,14 @@ struct flowi6 {
 };
 
 struct lockdep_map {};
+
+enum {
+	MM_FILEPAGES = 0,
+	MM_ANONPAGES = 1,
+	MM_SWAPENTS = 2,
+	MM_SHMEMPAGES = 3,
+	NR_MM_COUNTERS = 4,
+};
 
 struct thread_info {
 	long unsigned int flags;
@@ -5182,6 +5249,24 @@ struct cgroup_root {
 	struct cgroup cgrp;
 };
 
+enum cgroup_subsys_id {
+	cpuset_cgrp_id = 0,
+	cpu_cgrp_id = 1,
+	cpuacct_cgrp_id = 2,
+	io_cgrp_id = 3,
+	memory_cgrp_id = 4,
+	devices_cgrp_id = 5,
+	freezer_cgrp_id = 6,
+	net_cls_cgrp_id = 7,
+	perf_event_cgrp_id = 8,
+	net_prio_cgrp_id = 9,
+	hugetlb_cgrp_id = 10,
+	pids_cgrp_id = 11,
+	rdma_cgrp_id = 12,
+	misc_cgrp_id = 13,
+	CGROUP_SUBSYS_COUNT = 14,
+};
+
 struct console___2 {
 	struct list_head list;
 	struct hvc_struct *hvc;
@@ -5367,6 +5452,12 @@ struct filename {
 	const char iname[168];
 };
 
+struct fprop_global {
+	struct percpu_counter events;
+	unsigned int period;
+	seqcount_t sequence;
+};
+
 struct fs_struct {
 	int users;
 	seqlock_t seq;
@@ -5440,6 +5531,75 @@ struct kprobe {
 struct once {
 	atomic_t state;
 	struct mutex lock;
+};
+
+struct lru_gen_mm_list {
+	struct list_head fifo;
+	spinlock_t lock;
+};
+
+struct mem_cgroup_private_id {
+	int id;
+	refcount_t ref;
+};
+
+struct vmpressure {
+	long unsigned int scanned;
+	long unsigned int reclaimed;
+	long unsigned int tree_scanned;
+	long unsigned int tree_reclaimed;
+	spinlock_t sr_lock;
+	struct list_head events;
+	struct mutex events_lock;
+	struct work_struct work;
+};
+
+struct wb_domain {
+	spinlock_t lock;
+	struct fprop_global completions;
+	struct timer_list period_timer;
+	long unsigned int period_time;
+	long unsigned int dirty_limit_tstamp;
+	long unsigned int dirty_limit;
+};
+
+struct mem_cgroup {
+	struct cgroup_subsys_state css;
+	struct mem_cgroup_private_id id;
+	struct page_counter memory;
+	union {
+		struct page_counter swap;
+		struct page_counter memsw;
+	};
+	struct list_head memory_peaks;
+	struct list_head swap_peaks;
+	spinlock_t peaks_lock;
+	struct work_struct high_work;
+	long unsigned int zswap_max;
+	bool zswap_writeback;
+	struct vmpressure vmpressure;
+	bool oom_group;
+	int swappiness;
+	struct cgroup_file events_file;
+	struct cgroup_file events_local_file;
+	struct cgroup_file swap_events_file;
+	struct memcg_vmstats *vmstats;
+	atomic_long_t memory_events[10];
+	atomic_long_t memory_events_local[10];
+	u64 socket_pressure;
+	int kmemcg_id;
+	struct list_head cgwb_list;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	struct memcg_vmstats_percpu *vmstats_percpu;
+	struct wb_domain cgwb_domain;
+	struct memcg_cgwb_frn cgwb_frn[4];
+	struct lru_gen_mm_list mm_list;
+	struct mem_cgroup_per_node *nodeinfo[0];
+	long: 64;
 };
 
 struct msi_device_data {
@@ -5543,6 +5703,35 @@ struct nsproxy {
 	struct time_namespace *time_ns;
 	struct time_namespace *time_ns_for_children;
 	struct cgroup_namespace *cgroup_ns;
+};
+
+enum oom_constraint {
+	CONSTRAINT_NONE = 0,
+	CONSTRAINT_CPUSET = 1,
+	CONSTRAINT_MEMORY_POLICY = 2,
+	CONSTRAINT_MEMCG = 3,
+};
+
+struct oom_control {
+	struct zonelist *zonelist;
+	nodemask_t *nodemask;
+	struct mem_cgroup *memcg;
+	const gfp_t gfp_mask;
+	const int order;
+	long unsigned int totalpages;
+	struct task_struct *chosen;
+	long int chosen_points;
+	enum oom_constraint constraint;
+};
+
+struct pacct_struct {
+	int ac_flag;
+	long int ac_exitcode;
+	long unsigned int ac_mem;
+	u64 ac_utime;
+	u64 ac_stime;
+	long unsigned int ac_minflt;
+	long unsigned int ac_majflt;
 };
 
 struct percpu_ref_data {
@@ -5826,6 +6015,88 @@ struct rq {
 	struct list_head cfsb_csd_list;
 	atomic_t nr_iowait;
 	long: 64;
+};
+
+struct task_cputime_atomic {
+	atomic64_t utime;
+	atomic64_t stime;
+	atomic64_t sum_exec_runtime;
+};
+
+struct thread_group_cputimer {
+	struct task_cputime_atomic cputime_atomic;
+};
+
+struct signal_struct {
+	refcount_t sigcnt;
+	atomic_t live;
+	int nr_threads;
+	int quick_threads;
+	struct list_head thread_head;
+	wait_queue_head_t wait_chldexit;
+	struct task_struct *curr_target;
+	struct sigpending shared_pending;
+	struct hlist_head multiprocess;
+	int group_exit_code;
+	int notify_count;
+	struct task_struct *group_exec_task;
+	int group_stop_count;
+	unsigned int flags;
+	struct core_state *core_state;
+	bool is_child_subreaper;
+	bool has_child_subreaper;
+	unsigned int autoreap: 1;
+	unsigned int timer_create_restore_ids: 1;
+	atomic_t next_posix_timer_id;
+	struct hlist_head posix_timers;
+	struct hlist_head ignored_posix_timers;
+	struct hrtimer real_timer;
+	ktime_t it_real_incr;
+	struct cpu_itimer it[2];
+	struct thread_group_cputimer cputimer;
+	struct posix_cputimers posix_cputimers;
+	struct pid *pids[4];
+	atomic_t tick_dep_mask;
+	struct pid *tty_old_pgrp;
+	int leader;
+	struct tty_struct *tty;
+	struct autogroup *autogroup;
+	seqlock_t stats_lock;
+	u64 utime;
+	u64 stime;
+	u64 cutime;
+	u64 cstime;
+	u64 gtime;
+	u64 cgtime;
+	struct prev_cputime prev_cputime;
+	long unsigned int nvcsw;
+	long unsigned int nivcsw;
+	long unsigned int cnvcsw;
+	long unsigned int cnivcsw;
+	long unsigned int min_flt;
+	long unsigned int maj_flt;
+	long unsigned int cmin_flt;
+	long unsigned int cmaj_flt;
+	long unsigned int inblock;
+	long unsigned int oublock;
+	long unsigned int cinblock;
+	long unsigned int coublock;
+	long unsigned int maxrss;
+	long unsigned int cmaxrss;
+	struct task_io_accounting ioac;
+	long long unsigned int sum_sched_runtime;
+	struct rlimit rlim[16];
+	struct pacct_struct pacct;
+	struct taskstats *stats;
+	unsigned int audit_tty;
+	struct tty_audit_buf *tty_audit_buf;
+	struct rw_semaphore cgroup_threadgroup_rwsem;
+	bool oom_flag_origin;
+	short int oom_score_adj;
+	short int oom_score_adj_min;
+	struct mm_struct *oom_mm;
+	struct mutex cred_guard_mutex;
+	struct rw_semaphore exec_update_lock;
 };
 
 struct slot {

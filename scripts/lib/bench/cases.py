@@ -66,6 +66,7 @@ COSTS = [
 # These cost less than the work itself varies: the kernel's account of their run time, over the events.
 ACCOUNTED = [
     Case("biolatency", "biolatency", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["biolatency"]}),
+    Case("biosnoop", "biosnoop", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["biosnoop"]}),
     Case("biotop", "biotop", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["biotop"]}),
 ]
 
@@ -79,6 +80,23 @@ SAMPLED = Case("profile", "profile", ["-F", str(SAMPLED_HZ), "60"], "deep", 25, 
 SAMPLED_AT_HZ = ["-F", str(HZ), "60"]
 PROFILE_LIMIT_PERCENT = 0.25
 
+# What an event costs that a filter rejects, beyond one that is of no interest whoever it is of (an open that did not
+# fail, with -x). {cgroup} is an empty one.
+FILTERED = Case("opensnoop", "opensnoop", [], "open", 100, 2000, "open and close")
+UNINTERESTING = ["-x"]
+FILTERS = {
+    "-p, one process": ["-p", "1"],
+    "-p, several": ["-p", "1,{self}"],
+    "-p with --follow": ["-p", "1", "--follow"],
+    "-t, one thread": ["-t", "1"],
+    "--uid": ["--uid", "65534"],
+    "--comm, an exact name": ["--comm", "zz"],
+    "--comm, a pattern": ["--comm", "*z*z*"],
+    "--cgroup, one": ["--cgroup", "{cgroup}/one"],
+    "--cgroup, several": ["--cgroup", "{cgroup}/*"],
+}
+FILTER_NS = 25
+
 # Start, end and memory. What a stream's first row is found by, and the work that causes it.
 LIVES = {
     "opensnoop": ([], ("open", 1)),
@@ -87,6 +105,7 @@ LIVES = {
     "runqlat": ([], None),
     "offcputime": ([], None),
     "biolatency": ([], None),
+    "biosnoop": ([], None),
     "biotop": ([], None),
     "profile": ([], None),
     "memleak": (["-p", "{pid}"], None),

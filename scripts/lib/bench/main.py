@@ -16,7 +16,7 @@ from .run import Work
 TOP = os.path.realpath(os.path.join(os.path.dirname(__file__), "../../.."))
 RELEASE = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(TOP, "target")), "release")
 PAGE = f"{TOP}/docs/performance.md"
-PARTS = ["cost", "profile", "accounted", "programs", "stream", "life", "scale"]
+PARTS = ["cost", "profile", "accounted", "programs", "filters", "stream", "life", "scale"]
 
 
 def arguments(usage):
@@ -82,6 +82,9 @@ def measure(options, bench):
         all_of = chosen + [case for case in [*cases.ACCOUNTED, cases.SAMPLED] if case.tool in tools]
         results["programs"] = {case.title: bench.account(case, calibration) or [] for case in all_of}
         say(report.attribution(results))
+    if wanted("filters") and "opensnoop" in tools:
+        results["filters"] = bench.rejected(calibration)
+        say(report.rejected(results))
     if wanted("stream") and "opensnoop" in tools:
         found = {"at the target's rate": bench.stream(cases.LOSSLESS_PER_SECOND), "at full speed": bench.stream(None)}
         results["stream"] = {title: stream for title, stream in found.items() if stream}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import tempfile
 import time
+from dataclasses import replace
 
 from . import bpf, cases
 from .run import Tool, Work, first_row_ms, low, median
@@ -97,6 +98,28 @@ class Bench:
             if runs * 100 >= events:
                 net = max(0, ns - runs * calibration_ns)
                 found.append({"program": names[id], "runs": runs / events, "run_ns": net / runs, "event_ns": net / events})
+        return found
+
+    def rejected(self, calibration_ns):
+        """What each filter costs a rejected event, in ns: the least of some runs, each against the one before it."""
+        with empty_cgroups() as cgroup:
+            values = {"{self}": str(os.getpid()), "{cgroup}": cgroup}
+
+            def event_ns(args):
+                for name, value in values.items():
+                    args = [word.replace(name, value) for word in args]
+                programs = self.account(replace(cases.FILTERED, args=args), calibration_ns)
+                # Not what follows forks, of which there are others' too.
+                return None if programs is None else sum(program["event_ns"] for program in programs if program["runs"] > 0.9)
+
+            found = {}
+            for title, args in cases.FILTERS.items():
+                if "{cgroup}" in " ".join(args) and not cgroup:
+                    continue
+                rounds = [(event_ns(cases.UNINTERESTING), event_ns(args)) for _ in range(self.rounds)]
+                if all(None not in pair for pair in rounds):
+                    base, filtered = zip(*rounds)
+                    found[title] = {"base_ns": min(base), "added_ns": min(filtered) - min(base)}
         return found
 
     def life(self, command, args, occasion):
@@ -222,6 +245,24 @@ class Bench:
             "alloc_ns": alloc_ns, "reported": reported, "lost": tool.lost(), "exit_ms": exit_ms, "peak_kib": peak,
             "map_bytes": map_bytes,
         }
+
+
+@contextlib.contextmanager
+def empty_cgroups():
+    """The path of a cgroup of v2 with two in it, as --cgroup takes it; none where there is no v2 hierarchy."""
+    with open("/proc/self/mounts") as mounts:
+        roots = [fields[1] for fields in map(str.split, mounts) if fields[2] == "cgroup2"]
+    if not roots:
+        yield None
+        return
+    paths = [f"{roots[0]}/corescope-bench{below}" for below in ("", "/one", "/two")]
+    for path in paths:
+        os.makedirs(path, exist_ok=True)
+    try:
+        yield paths[0]
+    finally:
+        for path in reversed(paths):
+            os.rmdir(path)
 
 
 def fill(command, work):

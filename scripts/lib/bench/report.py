@@ -90,6 +90,11 @@ def attribution(results):
     return table(["tool", "program", "runs per event", "ns per run", "ns per event"], rows) if rows else []
 
 
+def rejected(results):
+    rows = [[f"`{title}`" if " " not in title else title, number(found["added_ns"], 1)] for title, found in results.get("filters", {}).items()]
+    return table(["opensnoop, filter", "adds to a rejected event, ns"], rows) if rows else []
+
+
 def streams(results):
     rows = []
     for title, stream in results.get("stream", {}).items():
@@ -134,6 +139,7 @@ def page(results):
     ]
     parts = [
         ("Added to each event", added), ("Sampling", sampled), ("Which program costs what", attribution),
+        ("Filters", rejected),
         ("Lossless", streams), ("Start, end, memory", lives), ("What there can be much of", grown),
     ]
     for title, part in parts:
@@ -160,6 +166,8 @@ def verdicts(results):
         # Its own time serves all CPUs.
         own = ours.get("tool_percent", 0) / results["machine"]["cpus"]
         judge("profile at 99 Hz: the same with its own time", ours["percent"] + own, cases.PROFILE_LIMIT_PERCENT, 3, " %")
+    for title, found in results.get("filters", {}).items():
+        judge(f"filter {title}: a rejected event", found["added_ns"], cases.FILTER_NS, 1, " ns")
     for tool in cases.LIVES:
         life = get(results, "life", tool, "ours")
         if not life:
