@@ -24,6 +24,7 @@ pub mod kernel;
 pub mod load;
 pub mod lost;
 pub mod node;
+pub mod offcpu;
 pub mod out;
 pub mod pattern;
 mod pidns;

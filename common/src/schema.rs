@@ -158,10 +158,22 @@ pub fn stacks(fields: &[Field], each: &[Field]) -> Vec<Record> {
 
 /// A line for each report of user and kernel stacks, whose other fields are `columns`.
 pub fn stack_report(fields: &[Field], columns: &[Column]) -> Vec<Record> {
+    stacks(fields, &of_stacks(columns))
+}
+
+/// The same with the stacks of who woke each task.
+pub fn waker_report(columns: &[Column]) -> Vec<Record> {
+    let mut each = of_stacks(columns);
+    each.push(frames("waker_user", "user stack of who woke it, innermost frame first; empty where an interrupt did"));
+    each.push(frames("waker_kernel", "kernel stack of who woke it, innermost frame first"));
+    stacks(&[], &each)
+}
+
+fn of_stacks(columns: &[Column]) -> Vec<Field> {
     let mut each = split(shown(columns));
     each.push(frames("user", "user stack, innermost frame first; null where not asked for or missed"));
     each.push(frames("kernel", "kernel stack, innermost frame first; null where not asked for or missed"));
-    stacks(fields, &each)
+    each
 }
 
 /// The frames of a stack, innermost first.
