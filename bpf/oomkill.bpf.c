@@ -13,12 +13,6 @@
 #define SEND_SIG_PRIV 1 /* include/linux/sched/signal.h: by the kernel */
 #define CGROUP_LEVELS 32
 
-enum oomkill_scope {
-	OOMKILL_GLOBAL,
-	OOMKILL_CGROUP,
-};
-EXPORT_ENUM(oomkill_scope);
-
 /* Before 6.8 (72ba14deb40a) mark_victim has only the number of the thread. */
 const volatile bool task_given = false;
 /* Whether out_of_memory() could be hooked: then it says what it was called for. */
@@ -46,7 +40,7 @@ struct oomkill_event {
 	s64 anon_pages;
 	s64 file_pages;
 	s64 shmem_pages;
-	u32 scope;
+	u32 in_cgroup; /* and not in the whole machine */
 	u32 trigger_pid;
 	u32 trigger_tid;
 	u32 pid; /* 0 where only the thread is known */
@@ -117,6 +111,10 @@ static __always_inline struct mem_cgroup *memory_group_of(struct task_struct *ta
 	return (void *)state;
 }
 
+struct mem_cgroup___v1 {
+	bool oom_lock;
+} __attribute__((preserve_access_index));
+
 /*
  * The group whose limit the kill is for, of those that hold the victim. While the kernel looks for a victim in a group
  * and those below, all of them bear a mark (mem_cgroup_oom_trylock(); since 6.11 only with CONFIG_MEMCG_V1). One whose
@@ -129,8 +127,8 @@ static __always_inline struct mem_cgroup *limited_group_of(struct mem_cgroup *gr
 	for (int level = 0; level < CGROUP_LEVELS && group; level++) {
 		s64 used = BPF_CORE_READ(group, memory.usage.counter), most = BPF_CORE_READ(group, memory.max);
 
-		if (bpf_core_field_exists(group->oom_lock)) {
-			if (BPF_CORE_READ(group, oom_lock))
+		if (bpf_core_field_exists(((struct mem_cgroup___v1 *)group)->oom_lock)) {
+			if (BPF_CORE_READ((struct mem_cgroup___v1 *)group, oom_lock))
 				limited = group;
 			else if (!limited && used > most)
 				return group;
@@ -143,6 +141,11 @@ static __always_inline struct mem_cgroup *limited_group_of(struct mem_cgroup *gr
 	}
 	return limited;
 }
+
+/* Of an enum without a name in include/linux/mm_types_task.h. */
+#define MM_FILEPAGES  0
+#define MM_ANONPAGES  1
+#define MM_SHMEMPAGES 3
 
 /* 6.2 (f1a7941243c1): mm_struct.rss_stat became an array of per-CPU counters. */
 struct mm_rss_stat___pre62 {
@@ -177,9 +180,9 @@ static __always_inline void describe_victim(struct oomkill_event *event, struct 
 	bpf_core_read(&event->comm, sizeof(event->comm), &leader->comm);
 	if (!mm)
 		return;
-	event->anon_pages = resident(mm, bpf_core_enum_value(enum mm_counters, MM_ANONPAGES));
-	event->file_pages = resident(mm, bpf_core_enum_value(enum mm_counters, MM_FILEPAGES));
-	event->shmem_pages = resident(mm, bpf_core_enum_value(enum mm_counters, MM_SHMEMPAGES));
+	event->anon_pages = resident(mm, MM_ANONPAGES);
+	event->file_pages = resident(mm, MM_FILEPAGES);
+	event->shmem_pages = resident(mm, MM_SHMEMPAGES);
 }
 
 TRACEPOINT_HOOK(oomkill_victim, mark_victim)
@@ -214,7 +217,7 @@ TRACEPOINT_HOOK(oomkill_victim, mark_victim)
 	} else {
 		limited = limited_group_of(own);
 	}
-	event.scope = limited ? OOMKILL_CGROUP : OOMKILL_GLOBAL;
+	event.in_cgroup = limited != NULL;
 	event.time_ns = bpf_ktime_get_ns();
 	event.trigger_pid = id >> 32;
 	event.trigger_tid = id;

@@ -120,7 +120,7 @@ impl FsArgs {
         }
         let registered = proc::text("/proc/filesystems").unwrap_or_default();
         let is_registered = |name: &&str| registered.lines().any(|line| line.rsplit('\t').next() == Some(name));
-        if !types.is_empty() && !types.iter().any(|name| is_registered(&name)) {
+        if !types.is_empty() && !types.iter().any(is_registered) {
             out::warn(format_args!("this kernel knows no file system {} (/proc/filesystems)", self.fs_type.join(", ")));
         }
         let mut knob = vec![0; TYPES_MAX * TYPE_LEN];

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use anyhow::{Context, Result};
 use libbpf_rs::skel::OpenSkel;
-use libbpf_rs::{MapCore, Object};
+use libbpf_rs::{MapCore, MapFlags, Object};
 use serde_json::{Map, Value, json};
 
 use crate::cli::{self, Format, Output};
@@ -711,6 +711,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// HIST_SLOTS of hist.bpf.h.
+    const SLOTS: u32 = 976;
 
     fn of(values: &[u64], unit: Unit) -> Histogram {
         let mut histogram = Histogram::new(unit);

@@ -62,8 +62,8 @@ pub struct Disk {
 }
 
 enum Backing {
-    /// A loop device over memory, held open: the last to close it would write back what is in the page cache. And the
-    /// memory.
+    /// A loop device over a file, held open: the last to close it would write back what is in the page cache. And the
+    /// file.
     Loop(File, File),
     /// A disk of null_blk, with its directory in configfs.
     Null(PathBuf),
@@ -202,7 +202,7 @@ impl Disk {
         if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, config.as_ptr()) } < 0 {
             return Err(skip("LOOP_CONFIGURE"));
         }
-        Ok(Self { name, backing: Backing::Loop(device, memory) })
+        Ok(Self { name, backing: Backing::Loop(device, file.try_clone()?) })
     }
 
     /// Its node.

@@ -9,6 +9,7 @@ struct __kernel_timespec;
 struct _ddebug;
 struct acpiphp_slot;
 struct address_space;
+struct address_space_operations;
 struct arm64_sme_state;
 struct arm64_sve_state;
 struct assoc_array_ptr;
@@ -19,6 +20,7 @@ struct autogroup;
 struct backing_dev_info;
 struct badblocks;
 struct balance_callback;
+struct bdi_writeback;
 struct bio;
 struct bio_alloc_cache;
 struct bio_integrity_payload;
@@ -53,6 +55,9 @@ struct bug_entry;
 struct bus_dma_region;
 struct bus_type;
 struct callback_head;
+struct can_dev_rcv_lists;
+struct can_pkg_stats;
+struct can_rcv_lists_stats;
 struct capture_control;
 struct cdev;
 struct cdrom_device_info;
@@ -82,6 +87,7 @@ struct ctl_table_header;
 struct ctl_table_root;
 struct ctl_table_set;
 struct ddebug_class_map;
+struct delegated_inode;
 struct dentry;
 struct dentry_operations;
 struct dev_iommu;
@@ -100,20 +106,38 @@ struct disk_events;
 struct disk_stats;
 struct dma_coherent_mem;
 struct dma_map_ops;
+struct dquot_operations;
 struct dst_entry;
+struct dst_ops;
+struct ebitmap_node;
 struct elevator_queue;
 struct em_perf_domain;
 struct event_filter;
 struct exception_table_entry;
+struct export_operations;
 struct fasync_struct;
 struct fdtable;
+struct fib6_info;
+struct fib6_table;
+struct fib_notifier_ops;
+struct fib_rules_ops;
+struct fib_table;
 struct file;
+struct file_lock_context;
 struct file_operations;
+struct file_system_type;
 struct files_struct;
 struct fown_struct;
+struct fqdir;
+struct fs_context;
+struct fs_parameter_spec;
 struct fs_pin;
 struct fs_struct;
+struct fscrypt_keyring;
+struct fscrypt_operations;
 struct fsnotify_mark_connector;
+struct fsnotify_sb_info;
+struct fsverity_operations;
 struct ftrace_hash;
 struct ftrace_ops;
 struct ftrace_ops_hash;
@@ -131,11 +155,18 @@ struct hotplug_slot_ops;
 struct hrtimer;
 struct hrtimer_clock_base;
 struct hvc_struct;
+struct icmp_mib;
+struct icmpmsg_mib;
+struct icmpv6_mib;
+struct icmpv6msg_mib;
 struct inet_bind2_bucket;
 struct inet_bind_bucket;
 struct inet_connection_sock_af_ops;
+struct inet_hashinfo;
+struct inet_peer_base;
 struct inet_timewait_death_row;
 struct inode;
+struct inode_operations;
 struct internal_state;
 struct io_comp_batch;
 struct io_context;
@@ -143,11 +174,17 @@ struct io_cq;
 struct io_restriction;
 struct io_tlb_mem;
 struct io_uring_task;
+struct ioam6_pernet_data;
 struct iommu_group;
+struct ip_conntrack_stat;
 struct ip_mc_socklist;
 struct ip_options;
 struct ip_options_rcu;
+struct ip_ra_chain;
 struct ipc_namespace;
+struct ipstats_mib;
+struct ipv4_devconf;
+struct ipv6_devconf;
 struct ipv6_fl_socklist;
 struct ipv6_pinfo;
 struct ipv6_txoptions;
@@ -172,6 +209,7 @@ struct key_restriction;
 struct key_tag;
 struct key_type;
 struct key_user;
+struct kiocb;
 struct kioctx_table;
 struct kmem_cache;
 struct kmem_cache_node;
@@ -179,9 +217,15 @@ struct kobj_type;
 struct kobj_uevent_env;
 struct kobject;
 struct kprobe;
+struct kretprobe_holder;
+struct kretprobe_instance;
 struct kset;
 struct linux_binfmt;
+struct linux_mib;
+struct linux_tls_mib;
+struct linux_xfrm_mib;
 struct list_head;
+struct list_lru_node;
 struct llist_head;
 struct llist_node;
 struct mem_cgroup;
@@ -204,14 +248,25 @@ struct module_param_attrs;
 struct module_sect_attrs;
 struct mount;
 struct mountpoint;
+struct mpls_route;
+struct mptcp_mib;
 struct msi_device_data;
+struct mtd_info;
 struct mutex;
 struct mutex_waiter;
 struct nameidata;
+struct neighbour;
 struct net;
 struct net_device;
+struct net_generic;
+struct netns_ipvs;
+struct nf_ct_event_notifier;
+struct nf_flow_table_stat;
+struct nf_hook_entries;
+struct nf_logger;
 struct node_barn;
 struct notification;
+struct notifier_block;
 struct ns_common;
 struct nsproxy;
 struct numa_drop_counters;
@@ -244,19 +299,25 @@ struct pmu;
 struct pollfd;
 struct port_buffer;
 struct ports_device;
+struct posix_acl;
 struct proc_dir_entry;
 struct proc_ns_operations;
 struct prog_entry;
+struct prot_inuse;
 struct proto;
 struct proto_ops;
 struct psi_group;
 struct pt_regs;
+struct quota_format_ops;
+struct quota_format_type;
+struct quotactl_ops;
 struct rb_node;
 struct rb_node_linked;
 struct reclaim_state;
 struct request;
 struct request_queue;
 struct request_sock;
+struct request_sock_ops;
 struct restart_block;
 struct rhash_head;
 struct rhashtable;
@@ -267,6 +328,8 @@ struct rq;
 struct rq_flags;
 struct rq_qos;
 struct rseq;
+struct rt6_info;
+struct rt6_statistics;
 struct rt_mutex_waiter;
 struct rwsem_waiter;
 struct saved_syn;
@@ -276,12 +339,15 @@ struct sched_dl_entity;
 struct sched_domain;
 struct sched_entity;
 struct sched_rt_entity;
+struct sctp_mib;
 struct scx_dispatch_q;
 struct scx_dsq_pcpu;
 struct scx_sched;
 struct seccomp_filter;
+struct seg6_pernet_data;
 struct sem_undo_list;
 struct seq_file;
+struct shrinker;
 struct sighand_struct;
 struct signal_struct;
 struct sk_buff;
@@ -297,6 +363,7 @@ struct srcu_struct;
 struct static_call_key;
 struct static_key_mod;
 struct super_block;
+struct super_operations;
 struct task_delay_info;
 struct task_exec_state;
 struct task_group;
@@ -307,6 +374,8 @@ struct tcp_congestion_ops;
 struct tcp_fastopen_context;
 struct tcp_fastopen_request;
 struct tcp_md5sig_info;
+struct tcp_mib;
+struct tcp_request_sock_ops;
 struct tcp_sock_af_ops;
 struct tcp_ulp_ops;
 struct throtl_data;
@@ -320,6 +389,10 @@ struct tracepoint_func;
 struct tty_audit_buf;
 struct tty_struct;
 struct ucounts;
+struct udp_mib;
+struct udp_table;
+struct uevent_sock;
+struct unicode_map;
 struct uprobe_task;
 struct user_fpsimd_state;
 struct user_namespace;
@@ -329,6 +402,7 @@ struct vfsmount;
 struct virtqueue;
 struct vm_area_struct;
 struct vm_struct;
+struct wait_page_queue;
 struct wake_irq;
 struct wake_q_node;
 struct wakeup_source;
@@ -336,6 +410,7 @@ struct work_struct;
 struct workqueue_struct;
 struct xa_node;
 struct xarray;
+struct xattr_handler;
 struct xfrm_policy;
 struct xol_area;
 struct zonelist;
@@ -1077,7 +1152,49 @@ struct rlimit {
 	__kernel_ulong_t rlim_max;
 };
 
+typedef long long int qsize_t;
+
+typedef u64 blkcnt_t;
+
+struct mem_dqinfo {
+	struct quota_format_type *dqi_format;
+	int dqi_fmt_id;
+	struct list_head dqi_dirty_list;
+	long unsigned int dqi_flags;
+	unsigned int dqi_bgrace;
+	unsigned int dqi_igrace;
+	qsize_t dqi_max_spc_limit;
+	qsize_t dqi_max_ino_limit;
+	void *dqi_priv;
+};
+
+struct rcu_sync {
+	int gp_state;
+	int gp_count;
+	wait_queue_head_t gp_wait;
+	struct callback_head cb_head;
+};
+
+struct percpu_rw_semaphore {
+	struct rcu_sync rss;
+	unsigned int *read_count;
+	struct rcuwait writer;
+	wait_queue_head_t waiters;
+	atomic_t block;
+};
+
 typedef void percpu_ref_func_t(struct percpu_ref *);
+
+struct kiocb {
+	struct file *ki_filp;
+	loff_t ki_pos;
+	void (*ki_complete)(struct kiocb *, long int);
+	void *private;
+	int ki_flags;
+	u16 ki_ioprio;
+	u8 ki_write_stream;
+	struct wait_page_queue *ki_waitq;
+};
 
 typedef u64 sector_t;
 
@@ -1557,6 +1674,20 @@ struct in6_addr {
 	} in6_u;
 };
 
+struct udp_tunnel_gro {
+	struct sock *sk;
+	struct hlist_head list;
+};
+
+struct xfrm_policy_hash {
+	struct hlist_head *table;
+	unsigned int hmask;
+	u8 dbits4;
+	u8 sbits4;
+	u8 dbits6;
+	u8 sbits6;
+};
+
 struct sk_buff_list {
 	struct sk_buff *next;
 	struct sk_buff *prev;
@@ -1572,10 +1703,117 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+struct ref_tracker_dir {};
+
+struct quota_info {
+	unsigned int flags;
+	struct rw_semaphore dqio_sem;
+	struct inode *files[3];
+	struct mem_dqinfo info[3];
+	const struct quota_format_ops *ops[3];
+};
+
+struct sb_writers {
+	short unsigned int frozen;
+	int freeze_kcount;
+	int freeze_ucount;
+	const void *freeze_owner;
+	struct percpu_rw_semaphore rw_sem[3];
+};
+
+typedef struct {
+	__u8 b[16];
+} uuid_t;
+
 struct xarray {
 	spinlock_t xa_lock;
 	gfp_t xa_flags;
 	void *xa_head;
+};
+
+struct list_lru {
+	struct list_lru_node *node;
+	struct list_head list;
+	int shrinker_id;
+	bool memcg_aware;
+	struct xarray xa;
+};
+
+struct super_block {
+	struct list_head s_list;
+	dev_t s_dev;
+	unsigned char s_blocksize_bits;
+	long unsigned int s_blocksize;
+	loff_t s_maxbytes;
+	struct file_system_type *s_type;
+	const struct super_operations *s_op;
+	const struct dquot_operations *dq_op;
+	const struct quotactl_ops *s_qcop;
+	const struct export_operations *s_export_op;
+	long unsigned int s_flags;
+	long unsigned int s_iflags;
+	long unsigned int s_magic;
+	struct dentry *s_root;
+	struct rw_semaphore s_umount;
+	refcount_t s_passive;
+	atomic_t s_active;
+	void *s_security;
+	const struct xattr_handler * const *s_xattr;
+	const struct fscrypt_operations *s_cop;
+	struct fscrypt_keyring *s_master_keys;
+	const struct fsverity_operations *s_vop;
+	struct unicode_map *s_encoding;
+	__u16 s_encoding_flags;
+	struct hlist_head s_roots;
+	spinlock_t s_roots_lock;
+	struct mount *s_mounts;
+	struct block_device *s_bdev;
+	struct file *s_bdev_file;
+	struct backing_dev_info *s_bdi;
+	struct mtd_info *s_mtd;
+	struct hlist_node s_instances;
+	unsigned int s_quota_types;
+	struct quota_info s_dquot;
+	struct sb_writers s_writers;
+	void *s_fs_info;
+	u32 s_time_gran;
+	time64_t s_time_min;
+	time64_t s_time_max;
+	u32 s_fsnotify_mask;
+	struct fsnotify_sb_info *s_fsnotify_info;
+	char s_id[32];
+	uuid_t s_uuid;
+	u8 s_uuid_len;
+	char s_sysfs_name[37];
+	unsigned int s_max_links;
+	unsigned int s_d_flags;
+	struct mutex s_vfs_rename_mutex;
+	const char *s_subtype;
+	const struct dentry_operations *__s_d_op;
+	struct shrinker *s_shrink;
+	atomic_long_t s_remove_count;
+	int s_readonly_remount;
+	errseq_t s_wb_err;
+	struct workqueue_struct *s_dio_done_wq;
+	struct hlist_head s_pins;
+	struct user_namespace *s_user_ns;
+	struct list_lru s_dentry_lru;
+	struct list_lru s_inode_lru;
+	struct callback_head rcu;
+	struct work_struct destroy_work;
+	struct mutex s_sync_lock;
+	int s_stack_depth;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	spinlock_t s_inode_list_lock;
+	struct list_head s_inodes;
+	spinlock_t s_inode_wblist_lock;
+	struct list_head s_inodes_wb;
+	long int s_min_writeback_pages;
+	refcount_t s_pending_errors;
+	atomic_t s_isw_nr_in_flight;
 };
 
 typedef __u64 __addrpair;
@@ -2099,6 +2337,102 @@ struct ctl_table_set {
 	struct ctl_dir dir;
 };
 
+struct raw_notifier_head {
+	struct notifier_block *head;
+};
+
+struct netns_core {
+	struct ctl_table_header *sysctl_hdr;
+	int sysctl_somaxconn;
+	int sysctl_txq_reselection;
+	int sysctl_optmem_max;
+	u8 sysctl_txrehash;
+	u8 sysctl_tstamp_allow_data;
+	u8 sysctl_bypass_prot_mem;
+	struct prot_inuse *prot_inuse;
+	struct cpumask *rps_default_mask;
+};
+
+struct netns_mib {
+	struct ipstats_mib *ip_statistics;
+	struct ipstats_mib *ipv6_statistics;
+	struct tcp_mib *tcp_statistics;
+	struct linux_mib *net_statistics;
+	struct udp_mib *udp_statistics;
+	struct udp_mib *udp_stats_in6;
+	struct linux_xfrm_mib *xfrm_statistics;
+	struct linux_tls_mib *tls_statistics;
+	struct mptcp_mib *mptcp_statistics;
+	struct icmp_mib *icmp_statistics;
+	struct icmpmsg_mib *icmpmsg_statistics;
+	struct icmpv6_mib *icmpv6_statistics;
+	struct icmpv6msg_mib *icmpv6msg_statistics;
+	struct proc_dir_entry *proc_net_devsnmp6;
+};
+
+struct netns_packet {
+	struct mutex sklist_lock;
+	struct hlist_head sklist;
+};
+
+struct unix_table {
+	spinlock_t *locks;
+	struct hlist_head *buckets;
+};
+
+struct netns_unix {
+	struct unix_table table;
+	int sysctl_max_dgram_qlen;
+	struct ctl_table_header *ctl;
+};
+
+struct blocking_notifier_head {
+	struct rw_semaphore rwsem;
+	struct notifier_block *head;
+};
+
+struct netns_nexthop {
+	struct rb_root rb_root;
+	struct hlist_head *devhash;
+	unsigned int seq;
+	u32 last_id_allocated;
+	struct blocking_notifier_head notifier_chain;
+};
+
+struct inet_timewait_death_row {
+	refcount_t tw_refcount;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	struct inet_hashinfo *hashinfo;
+	int sysctl_max_tw_buckets;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+};
+
+struct local_ports {
+	u32 range;
+	bool warned;
+};
+
+struct ping_group_range {
+	seqlock_t lock;
+	kgid_t range[2];
+};
+
+struct sysctl_fib_multipath_hash_seed {
+	u32 user_seed;
+	u32 mp_seed;
+};
+
 typedef struct {
 	u64 key[2];
 } siphash_key_t;
@@ -2108,6 +2442,648 @@ struct delayed_work {
 	struct timer_list timer;
 	struct workqueue_struct *wq;
 	int cpu;
+};
+
+struct netns_ipv4 {
+	__u8 __cacheline_group_begin__netns_ipv4_read_tx[0];
+	u8 sysctl_tcp_early_retrans;
+	u8 sysctl_tcp_tso_win_divisor;
+	u8 sysctl_tcp_tso_rtt_log;
+	u8 sysctl_tcp_autocorking;
+	int sysctl_tcp_min_snd_mss;
+	unsigned int sysctl_tcp_notsent_lowat;
+	int sysctl_tcp_limit_output_bytes;
+	int sysctl_tcp_min_rtt_wlen;
+	int sysctl_tcp_wmem[3];
+	u8 sysctl_ip_fwd_use_pmtu;
+	__u8 __cacheline_group_end__netns_ipv4_read_tx[0];
+	__u8 __cacheline_group_begin__netns_ipv4_read_txrx[0];
+	u8 sysctl_tcp_shrink_window;
+	__u8 __cacheline_group_end__netns_ipv4_read_txrx[0];
+	__u8 __cacheline_group_begin__netns_ipv4_read_rx[0];
+	u8 sysctl_tcp_moderate_rcvbuf;
+	u8 sysctl_ip_early_demux;
+	u8 sysctl_tcp_early_demux;
+	u8 sysctl_tcp_l3mdev_accept;
+	int sysctl_tcp_reordering;
+	int sysctl_tcp_rmem[3];
+	int sysctl_tcp_rcvbuf_low_rtt;
+	__u8 __cacheline_group_end__netns_ipv4_read_rx[0];
+	long: 0;
+	__u8 __cacheline_group_begin__icmp[0];
+	atomic_t icmp_global_credit;
+	u32 icmp_global_stamp;
+	__u8 __cacheline_group_end__icmp[0];
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	struct {} __cacheline_group_pad__icmp;
+	struct inet_timewait_death_row tcp_death_row;
+	struct udp_table *udp_table;
+	struct udp_tunnel_gro udp_tunnel_gro[2];
+	struct ctl_table_header *forw_hdr;
+	struct ctl_table_header *frags_hdr;
+	struct ctl_table_header *ipv4_hdr;
+	struct ctl_table_header *route_hdr;
+	struct ctl_table_header *xfrm4_hdr;
+	struct ipv4_devconf *devconf_all;
+	struct ipv4_devconf *devconf_dflt;
+	struct ip_ra_chain *ra_chain;
+	struct mutex ra_mutex;
+	struct fib_rules_ops *rules_ops;
+	struct fib_table *fib_main;
+	struct fib_table *fib_default;
+	unsigned int fib_rules_require_fldissect;
+	bool fib_has_custom_rules;
+	bool fib_has_custom_local_routes;
+	bool fib_offload_disabled;
+	atomic_t fib_num_tclassid_users;
+	struct hlist_head *fib_table_hash;
+	struct sock *fibnl;
+	struct hlist_head *fib_info_hash;
+	unsigned int fib_info_hash_bits;
+	unsigned int fib_info_cnt;
+	struct sock *mc_autojoin_sk;
+	struct inet_peer_base *peers;
+	struct fqdir *fqdir;
+	u8 sysctl_icmp_echo_ignore_all;
+	u8 sysctl_icmp_echo_enable_probe;
+	u8 sysctl_icmp_echo_ignore_broadcasts;
+	u8 sysctl_icmp_ignore_bogus_error_responses;
+	u8 sysctl_icmp_errors_use_inbound_ifaddr;
+	u8 sysctl_icmp_errors_extension_mask;
+	int sysctl_icmp_ratelimit;
+	int sysctl_icmp_ratemask;
+	int sysctl_icmp_msgs_per_sec;
+	int sysctl_icmp_msgs_burst;
+	u32 ip_rt_min_pmtu;
+	int ip_rt_mtu_expires;
+	int ip_rt_min_advmss;
+	struct local_ports ip_local_ports;
+	u8 sysctl_tcp_ecn;
+	u8 sysctl_tcp_ecn_option;
+	u8 sysctl_tcp_ecn_option_beacon;
+	u8 sysctl_tcp_ecn_fallback;
+	u8 sysctl_ip_default_ttl;
+	u8 sysctl_ip_no_pmtu_disc;
+	u8 sysctl_ip_fwd_update_priority;
+	u8 sysctl_ip_nonlocal_bind;
+	u8 sysctl_ip_autobind_reuse;
+	u8 sysctl_ip_dynaddr;
+	u32 sysctl_ip_local_port_step_width;
+	u8 sysctl_raw_l3mdev_accept;
+	u8 sysctl_udp_early_demux;
+	u8 sysctl_nexthop_compat_mode;
+	u8 sysctl_fwmark_reflect;
+	u8 sysctl_tcp_fwmark_accept;
+	u8 sysctl_tcp_mtu_probing;
+	int sysctl_tcp_mtu_probe_floor;
+	int sysctl_tcp_base_mss;
+	int sysctl_tcp_probe_threshold;
+	u32 sysctl_tcp_probe_interval;
+	int sysctl_tcp_keepalive_time;
+	int sysctl_tcp_keepalive_intvl;
+	u8 sysctl_tcp_keepalive_probes;
+	u8 sysctl_tcp_syn_retries;
+	u8 sysctl_tcp_synack_retries;
+	u8 sysctl_tcp_syncookies;
+	u8 sysctl_tcp_migrate_req;
+	u8 sysctl_tcp_comp_sack_nr;
+	u8 sysctl_tcp_backlog_ack_defer;
+	u8 sysctl_tcp_pingpong_thresh;
+	u8 sysctl_tcp_retries1;
+	u8 sysctl_tcp_retries2;
+	u8 sysctl_tcp_orphan_retries;
+	u8 sysctl_tcp_tw_reuse;
+	unsigned int sysctl_tcp_tw_reuse_delay;
+	int sysctl_tcp_fin_timeout;
+	u8 sysctl_tcp_sack;
+	u8 sysctl_tcp_window_scaling;
+	u8 sysctl_tcp_timestamps;
+	int sysctl_tcp_rto_min_us;
+	int sysctl_tcp_rto_max_ms;
+	u8 sysctl_tcp_recovery;
+	u8 sysctl_tcp_thin_linear_timeouts;
+	u8 sysctl_tcp_slow_start_after_idle;
+	u8 sysctl_tcp_retrans_collapse;
+	u8 sysctl_tcp_stdurg;
+	u8 sysctl_tcp_rfc1337;
+	u8 sysctl_tcp_abort_on_overflow;
+	u8 sysctl_tcp_fack;
+	int sysctl_tcp_max_reordering;
+	int sysctl_tcp_adv_win_scale;
+	u8 sysctl_tcp_dsack;
+	u8 sysctl_tcp_app_win;
+	u8 sysctl_tcp_frto;
+	u8 sysctl_tcp_nometrics_save;
+	u8 sysctl_tcp_no_ssthresh_metrics_save;
+	u8 sysctl_tcp_workaround_signed_windows;
+	int sysctl_tcp_challenge_ack_limit;
+	u8 sysctl_tcp_min_tso_segs;
+	u8 sysctl_tcp_reflect_tos;
+	int sysctl_tcp_invalid_ratelimit;
+	int sysctl_tcp_pacing_ss_ratio;
+	int sysctl_tcp_pacing_ca_ratio;
+	unsigned int sysctl_tcp_child_ehash_entries;
+	int sysctl_tcp_comp_sack_rtt_percent;
+	long unsigned int sysctl_tcp_comp_sack_delay_ns;
+	long unsigned int sysctl_tcp_comp_sack_slack_ns;
+	int sysctl_max_syn_backlog;
+	int sysctl_tcp_fastopen;
+	const struct tcp_congestion_ops *tcp_congestion_control;
+	struct tcp_fastopen_context *tcp_fastopen_ctx;
+	unsigned int sysctl_tcp_fastopen_blackhole_timeout;
+	atomic_t tfo_active_disable_times;
+	long unsigned int tfo_active_disable_stamp;
+	u32 tcp_challenge_timestamp;
+	u32 tcp_challenge_count;
+	u8 sysctl_tcp_plb_enabled;
+	u8 sysctl_tcp_plb_idle_rehash_rounds;
+	u8 sysctl_tcp_plb_rehash_rounds;
+	u8 sysctl_tcp_plb_suspend_rto_sec;
+	int sysctl_tcp_plb_cong_thresh;
+	int sysctl_udp_wmem_min;
+	int sysctl_udp_rmem_min;
+	u8 sysctl_fib_notify_on_flag_change;
+	u8 sysctl_tcp_syn_linear_timeouts;
+	u8 sysctl_udp_l3mdev_accept;
+	u8 sysctl_igmp_llm_reports;
+	int sysctl_igmp_max_memberships;
+	int sysctl_igmp_max_msf;
+	int sysctl_igmp_qrv;
+	struct ping_group_range ping_group_range;
+	u16 ping_port_rover;
+	atomic_t dev_addr_genid;
+	unsigned int sysctl_udp_child_hash_entries;
+	long unsigned int *sysctl_local_reserved_ports;
+	int sysctl_ip_prot_sock;
+	struct list_head mr_tables;
+	struct fib_rules_ops *mr_rules_ops;
+	struct fib_notifier_ops *ipmr_notifier_ops;
+	atomic_t ipmr_seq;
+	struct mutex mfc_mutex;
+	struct sysctl_fib_multipath_hash_seed sysctl_fib_multipath_hash_seed;
+	u32 sysctl_fib_multipath_hash_fields;
+	u8 sysctl_fib_multipath_use_neigh;
+	u8 sysctl_fib_multipath_hash_policy;
+	struct fib_notifier_ops *notifier_ops;
+	unsigned int fib_seq;
+	atomic_t rt_genid;
+	siphash_key_t ip_id_key;
+	struct hlist_head *inet_addr_lst;
+	struct delayed_work addr_chk_work;
+	long: 64;
+	long: 64;
+};
+
+struct dst_ops {
+	short unsigned int family;
+	unsigned int gc_thresh;
+	void (*gc)(struct dst_ops *);
+	struct dst_entry * (*check)(struct dst_entry *, __u32);
+	unsigned int (*default_advmss)(const struct dst_entry *);
+	unsigned int (*mtu)(const struct dst_entry *);
+	u32 * (*cow_metrics)(struct dst_entry *, long unsigned int);
+	void (*destroy)(struct dst_entry *);
+	void (*ifdown)(struct dst_entry *, struct net_device *);
+	void (*negative_advice)(struct sock *, struct dst_entry *);
+	void (*link_failure)(struct sk_buff *);
+	void (*update_pmtu)(struct dst_entry *, struct sock *, struct sk_buff *, u32, bool);
+	void (*redirect)(struct dst_entry *, struct sock *, struct sk_buff *);
+	int (*local_out)(struct net *, struct sock *, struct sk_buff *);
+	struct neighbour * (*neigh_lookup)(const struct dst_entry *, struct sk_buff *, const void *);
+	void (*confirm_neigh)(const struct dst_entry *, const void *);
+	struct kmem_cache *kmem_cachep;
+	struct percpu_counter pcpuc_entries;
+	long: 64;
+	long: 64;
+	long: 64;
+};
+
+struct netns_sysctl_ipv6 {
+	struct ctl_table_header *hdr;
+	struct ctl_table_header *route_hdr;
+	struct ctl_table_header *icmp_hdr;
+	struct ctl_table_header *frags_hdr;
+	struct ctl_table_header *xfrm6_hdr;
+	int flush_delay;
+	int ip6_rt_max_size;
+	int ip6_rt_gc_min_interval;
+	int ip6_rt_gc_timeout;
+	int ip6_rt_gc_interval;
+	int ip6_rt_gc_elasticity;
+	int ip6_rt_mtu_expires;
+	int ip6_rt_min_advmss;
+	u32 multipath_hash_fields;
+	u8 multipath_hash_policy;
+	__u8 __cacheline_group_begin__sysctl_ipv6_flowlabel[0];
+	u8 flowlabel_consistency;
+	u8 auto_flowlabels;
+	u8 flowlabel_state_ranges;
+	__u8 __cacheline_group_end__sysctl_ipv6_flowlabel[0];
+	u8 icmpv6_echo_ignore_all;
+	u8 icmpv6_echo_ignore_multicast;
+	u8 icmpv6_echo_ignore_anycast;
+	int icmpv6_time;
+	long unsigned int icmpv6_ratemask[4];
+	long unsigned int *icmpv6_ratemask_ptr;
+	u8 anycast_src_echo_reply;
+	u8 bindv6only;
+	u8 ip_nonlocal_bind;
+	u8 fwmark_reflect;
+	int idgen_retries;
+	int idgen_delay;
+	int flowlabel_reflect;
+	int max_dst_opts_cnt;
+	int max_hbh_opts_cnt;
+	int max_dst_opts_len;
+	int max_hbh_opts_len;
+	int seg6_flowlabel;
+	u32 ioam6_id;
+	u64 ioam6_id_wide;
+	u8 skip_notify_on_dev_down;
+	u8 fib_notify_on_flag_change;
+	u8 icmpv6_error_anycast_as_unicast;
+	u8 icmpv6_errors_extension_mask;
+};
+
+struct netns_ipv6 {
+	struct dst_ops ip6_dst_ops;
+	struct netns_sysctl_ipv6 sysctl;
+	struct ipv6_devconf *devconf_all;
+	struct ipv6_devconf *devconf_dflt;
+	struct inet_peer_base *peers;
+	struct fqdir *fqdir;
+	struct fib6_info *fib6_null_entry;
+	struct rt6_info *ip6_null_entry;
+	struct rt6_statistics *rt6_stats;
+	struct timer_list ip6_fib_timer;
+	struct hlist_head *fib_table_hash;
+	spinlock_t fib_table_hash_lock;
+	struct fib6_table *fib6_main_tbl;
+	struct list_head fib6_walkers;
+	rwlock_t fib6_walker_lock;
+	spinlock_t fib6_gc_lock;
+	atomic_t ip6_rt_gc_expire;
+	long unsigned int ip6_rt_last_gc;
+	unsigned char flowlabel_has_excl;
+	bool fib6_has_custom_rules;
+	unsigned int fib6_rules_require_fldissect;
+	unsigned int fib6_routes_require_src;
+	struct rt6_info *ip6_prohibit_entry;
+	struct rt6_info *ip6_blk_hole_entry;
+	struct fib6_table *fib6_local_tbl;
+	struct fib_rules_ops *fib6_rules_ops;
+	struct sock *ndisc_sk;
+	struct sock *tcp_sk;
+	struct sock *igmp_sk;
+	struct sock *mc_autojoin_sk;
+	struct hlist_head *inet6_addr_lst;
+	spinlock_t addrconf_hash_lock;
+	struct delayed_work addr_chk_work;
+	struct list_head mr6_tables;
+	struct fib_rules_ops *mr6_rules_ops;
+	struct fib_notifier_ops *ip6mr_notifier_ops;
+	atomic_t ipmr_seq;
+	struct mutex mfc_mutex;
+	atomic_t dev_addr_genid;
+	atomic_t fib6_sernum;
+	struct seg6_pernet_data *seg6_data;
+	struct fib_notifier_ops *notifier_ops;
+	int flowlabel_count;
+	struct {
+		struct hlist_head head;
+		spinlock_t lock;
+		u32 seq;
+	} ip6addrlbl_table;
+	struct ioam6_pernet_data *ioam6_data;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+};
+
+struct netns_sysctl_lowpan {
+	struct ctl_table_header *frags_hdr;
+};
+
+struct netns_ieee802154_lowpan {
+	struct netns_sysctl_lowpan sysctl;
+	struct fqdir *fqdir;
+};
+
+struct netns_sctp {
+	struct sctp_mib *sctp_statistics;
+	struct proc_dir_entry *proc_net_sctp;
+	struct ctl_table_header *sysctl_header;
+	struct sock *ctl_sock;
+	struct sock *udp4_sock;
+	struct sock *udp6_sock;
+	int udp_port;
+	int encap_port;
+	struct list_head local_addr_list;
+	struct list_head addr_waitq;
+	struct timer_list addr_wq_timer;
+	struct list_head auto_asconf_splist;
+	spinlock_t addr_wq_lock;
+	spinlock_t local_addr_lock;
+	unsigned int rto_initial;
+	unsigned int rto_min;
+	unsigned int rto_max;
+	int rto_alpha;
+	int rto_beta;
+	int max_burst;
+	int cookie_preserve_enable;
+	int cookie_auth_enable;
+	unsigned int valid_cookie_life;
+	unsigned int sack_timeout;
+	unsigned int hb_interval;
+	unsigned int probe_interval;
+	int max_retrans_association;
+	int max_retrans_path;
+	int max_retrans_init;
+	int pf_retrans;
+	int ps_retrans;
+	int pf_enable;
+	int pf_expose;
+	int sndbuf_policy;
+	int rcvbuf_policy;
+	int default_auto_asconf;
+	int addip_enable;
+	int addip_noauth;
+	int prsctp_enable;
+	int reconf_enable;
+	int auth_enable;
+	int intl_enable;
+	int ecn_enable;
+	int scope_policy;
+	int rwnd_upd_shift;
+	long unsigned int max_autoclose;
+	int l3mdev_accept;
+};
+
+struct netns_nf {
+	struct proc_dir_entry *proc_netfilter;
+	const struct nf_logger *nf_loggers[11];
+	struct ctl_table_header *nf_log_dir_header;
+	struct ctl_table_header *nf_lwtnl_dir_header;
+	struct nf_hook_entries *hooks_ipv4[5];
+	struct nf_hook_entries *hooks_ipv6[5];
+	struct nf_hook_entries *hooks_arp[3];
+	struct nf_hook_entries *hooks_bridge[5];
+	unsigned int defrag_ipv4_users;
+	unsigned int defrag_ipv6_users;
+};
+
+struct nf_generic_net {
+	unsigned int timeout;
+};
+
+struct nf_tcp_net {
+	unsigned int timeouts[14];
+	u8 tcp_loose;
+	u8 tcp_be_liberal;
+	u8 tcp_max_retrans;
+	u8 tcp_ignore_invalid_rst;
+	unsigned int offload_timeout;
+};
+
+struct nf_udp_net {
+	unsigned int timeouts[2];
+	unsigned int offload_timeout;
+};
+
+struct nf_icmp_net {
+	unsigned int timeout;
+};
+
+struct nf_sctp_net {
+	unsigned int timeouts[10];
+};
+
+struct nf_gre_net {
+	struct list_head keymap_list;
+	unsigned int timeouts[2];
+};
+
+struct nf_ip_net {
+	struct nf_generic_net generic;
+	struct nf_tcp_net tcp;
+	struct nf_udp_net udp;
+	struct nf_icmp_net icmp;
+	struct nf_icmp_net icmpv6;
+	struct nf_sctp_net sctp;
+	struct nf_gre_net gre;
+};
+
+struct netns_ct {
+	bool ecache_dwork_pending;
+	u8 sysctl_log_invalid;
+	u8 sysctl_events;
+	u8 sysctl_acct;
+	u8 sysctl_tstamp;
+	u8 sysctl_checksum;
+	struct ip_conntrack_stat *stat;
+	struct nf_ct_event_notifier *nf_conntrack_event_cb;
+	struct nf_ip_net nf_ct_proto;
+	atomic_t labels_used;
+};
+
+struct netns_nftables {
+	unsigned int base_seq;
+	u8 gencursor;
+};
+
+struct netns_ft {
+	struct nf_flow_table_stat *stat;
+};
+
+struct netns_bpf {
+	struct bpf_prog_array *run_array[2];
+	struct bpf_prog *progs[2];
+	struct list_head links[2];
+};
+
+struct xfrm_policy_hthresh {
+	struct work_struct work;
+	seqlock_t lock;
+	u8 lbits4;
+	u8 rbits4;
+	u8 lbits6;
+	u8 rbits6;
+};
+
+struct netns_xfrm {
+	struct list_head state_all;
+	struct hlist_head *state_bydst;
+	struct hlist_head *state_bysrc;
+	struct hlist_head *state_byspi;
+	struct hlist_head *state_byseq;
+	struct hlist_head *state_cache_input;
+	unsigned int state_hmask;
+	unsigned int state_num;
+	struct work_struct state_hash_work;
+	struct list_head policy_all;
+	struct hlist_head *policy_byidx;
+	unsigned int policy_idx_hmask;
+	unsigned int idx_generator;
+	struct xfrm_policy_hash policy_bydst[3];
+	unsigned int policy_count[6];
+	struct work_struct policy_hash_work;
+	struct xfrm_policy_hthresh policy_hthresh;
+	struct list_head inexact_bins;
+	struct sock *nlsk;
+	struct sock *nlsk_stash;
+	u32 sysctl_aevent_etime;
+	u32 sysctl_aevent_rseqth;
+	int sysctl_larval_drop;
+	u32 sysctl_acq_expires;
+	u8 policy_default[3];
+	struct ctl_table_header *sysctl_hdr;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	struct dst_ops xfrm4_dst_ops;
+	struct dst_ops xfrm6_dst_ops;
+	spinlock_t xfrm_state_lock;
+	seqcount_spinlock_t xfrm_state_hash_generation;
+	seqcount_spinlock_t xfrm_policy_hash_generation;
+	spinlock_t xfrm_policy_lock;
+	struct mutex xfrm_cfg_mutex;
+	struct delayed_work nat_keepalive_work;
+};
+
+struct seqcount_mutex {
+	seqcount_t seqcount;
+};
+
+typedef struct seqcount_mutex seqcount_mutex_t;
+
+struct netns_mpls {
+	int ip_ttl_propagate;
+	int default_ttl;
+	size_t platform_labels;
+	struct mpls_route **platform_label;
+	struct mutex platform_mutex;
+	seqcount_mutex_t platform_label_seq;
+	struct ctl_table_header *ctl;
+};
+
+struct netns_can {
+	struct proc_dir_entry *proc_dir;
+	struct proc_dir_entry *pde_stats;
+	struct proc_dir_entry *pde_reset_stats;
+	struct proc_dir_entry *pde_rcvlist_all;
+	struct proc_dir_entry *pde_rcvlist_fil;
+	struct proc_dir_entry *pde_rcvlist_inv;
+	struct proc_dir_entry *pde_rcvlist_sff;
+	struct proc_dir_entry *pde_rcvlist_eff;
+	struct proc_dir_entry *pde_rcvlist_err;
+	struct proc_dir_entry *bcmproc_dir;
+	struct can_dev_rcv_lists *rx_alldev_list;
+	spinlock_t rcvlists_lock;
+	struct timer_list stattimer;
+	struct can_pkg_stats *pkg_stats;
+	struct can_rcv_lists_stats *rcv_lists_stats;
+	struct hlist_head cgw_list;
+};
+
+struct netns_xdp {
+	struct mutex lock;
+	struct hlist_head list;
+};
+
+enum vsock_net_mode {
+	VSOCK_NET_MODE_GLOBAL = 0,
+	VSOCK_NET_MODE_LOCAL = 1,
+};
+
+struct netns_vsock {
+	struct ctl_table_header *sysctl_hdr;
+	u32 port;
+	enum vsock_net_mode mode;
+	enum vsock_net_mode child_ns_mode;
+	int child_ns_mode_locked;
+	int g2h_fallback;
+};
+
+struct net {
+	refcount_t passive;
+	spinlock_t rules_mod_lock;
+	unsigned int dev_base_seq;
+	u32 ifindex;
+	spinlock_t nsid_lock;
+	atomic_t fnhe_genid;
+	struct list_head list;
+	struct list_head exit_list;
+	struct llist_node defer_free_list;
+	struct llist_node cleanup_list;
+	struct list_head ptype_all;
+	struct list_head ptype_specific;
+	struct key_tag *key_domain;
+	struct user_namespace *user_ns;
+	struct ucounts *ucounts;
+	struct idr netns_ids;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	struct ns_common ns;
+	struct ref_tracker_dir refcnt_tracker;
+	struct ref_tracker_dir notrefcnt_tracker;
+	struct list_head dev_base_head;
+	struct proc_dir_entry *proc_net;
+	struct proc_dir_entry *proc_net_stat;
+	struct ctl_table_set sysctls;
+	struct sock *rtnl;
+	struct sock *genl_sock;
+	struct uevent_sock *uevent_sock;
+	struct hlist_head *dev_name_head;
+	struct hlist_head *dev_index_head;
+	struct xarray dev_by_index;
+	struct raw_notifier_head netdev_chain;
+	u32 hash_mix;
+	bool is_dying;
+	struct net_device *loopback_dev;
+	struct list_head rules_ops;
+	struct netns_core core;
+	struct netns_mib mib;
+	struct netns_packet packet;
+	struct netns_unix unx;
+	struct netns_nexthop nexthop;
+	struct netns_ipv4 ipv4;
+	struct netns_ipv6 ipv6;
+	struct netns_ieee802154_lowpan ieee802154_lowpan;
+	struct netns_sctp sctp;
+	struct netns_nf nf;
+	struct netns_ct ct;
+	struct netns_nftables nft;
+	struct netns_ft ft;
+	struct sk_buff_head wext_nlevents;
+	struct net_generic *gen;
+	struct netns_bpf bpf;
+	long: 64;
+	long: 64;
+	long: 64;
+	struct netns_xfrm xfrm;
+	u64 net_cookie;
+	struct netns_ipvs *ipvs;
+	struct netns_mpls mpls;
+	struct netns_can can;
+	struct netns_xdp xdp;
+	struct sock *crypto_nlsk;
+	struct sock *diag_nlsk;
+	struct netns_vsock vsock;
 };
 
 typedef u8 dscp_t;
@@ -2896,6 +3872,8 @@ struct pt_regs {
 	struct frame_record_meta stackframe;
 };
 
+typedef __u16 __le16;
+
 struct kernel_siginfo {
 	struct {
 		int si_signo;
@@ -3275,6 +4253,22 @@ typedef __le32 kprobe_opcode_t;
 
 typedef s32 int32_t;
 
+struct address_space {
+	struct inode *host;
+	struct xarray i_pages;
+	struct rw_semaphore invalidate_lock;
+	gfp_t gfp_mask;
+	atomic_t i_mmap_writable;
+	struct rb_root_cached i_mmap;
+	long unsigned int nrpages;
+	long unsigned int writeback_index;
+	const struct address_space_operations *a_ops;
+	long unsigned int flags;
+	errseq_t wb_err;
+	spinlock_t i_private_lock;
+	struct rw_semaphore i_mmap_rwsem;
+};
+
 enum rw_hint {
 	WRITE_LIFE_NOT_SET = 0,
 	WRITE_LIFE_NONE = 1,
@@ -3283,6 +4277,106 @@ enum rw_hint {
 	WRITE_LIFE_LONG = 4,
 	WRITE_LIFE_EXTREME = 5,
 	WRITE_LIFE_HINT_NR = 6,
+};
+
+enum inode_state_flags_enum {
+	I_NEW = 1,
+	I_SYNC = 2,
+	I_LRU_ISOLATING = 4,
+	I_DIRTY_SYNC = 16,
+	I_DIRTY_DATASYNC = 32,
+	I_DIRTY_PAGES = 64,
+	I_WILL_FREE = 128,
+	I_FREEING = 256,
+	I_CLEAR = 512,
+	I_REFERENCED = 1024,
+	I_LINKABLE = 2048,
+	I_DIRTY_TIME = 4096,
+	I_WB_SWITCH = 8192,
+	I_OVL_INUSE = 16384,
+	I_CREATING = 32768,
+	I_DONTCACHE = 65536,
+	I_SYNC_QUEUED = 131072,
+	I_PINNING_NETFS_WB = 262144,
+};
+
+struct inode_state_flags {
+	enum inode_state_flags_enum __state;
+};
+
+struct inode {
+	umode_t i_mode;
+	short unsigned int i_opflags;
+	unsigned int i_flags;
+	struct posix_acl *i_acl;
+	struct posix_acl *i_default_acl;
+	kuid_t i_uid;
+	kgid_t i_gid;
+	const struct inode_operations *i_op;
+	struct super_block *i_sb;
+	struct address_space *i_mapping;
+	void *i_security;
+	u64 i_ino;
+	union {
+		const unsigned int i_nlink;
+		unsigned int __i_nlink;
+	};
+	dev_t i_rdev;
+	loff_t i_size;
+	time64_t i_atime_sec;
+	time64_t i_mtime_sec;
+	time64_t i_ctime_sec;
+	u32 i_atime_nsec;
+	u32 i_mtime_nsec;
+	u32 i_ctime_nsec;
+	u32 i_generation;
+	spinlock_t i_lock;
+	short unsigned int i_bytes;
+	u8 i_blkbits;
+	enum rw_hint i_write_hint;
+	blkcnt_t i_blocks;
+	struct inode_state_flags i_state;
+	struct rw_semaphore i_rwsem;
+	long unsigned int dirtied_when;
+	long unsigned int dirtied_time_when;
+	struct hlist_node i_hash;
+	struct list_head i_io_list;
+	struct bdi_writeback *i_wb;
+	int i_wb_frn_winner;
+	u16 i_wb_frn_avg_time;
+	u16 i_wb_frn_history;
+	struct list_head i_lru;
+	struct list_head i_sb_list;
+	struct list_head i_wb_list;
+	union {
+		struct hlist_head i_dentry;
+		struct callback_head i_rcu;
+	};
+	atomic64_t i_version;
+	atomic64_t i_sequence;
+	atomic_t i_count;
+	atomic_t i_dio_count;
+	atomic_t i_writecount;
+	atomic_t i_readcount;
+	union {
+		const struct file_operations *i_fop;
+		void (*free_inode)(struct inode *);
+	};
+	struct file_lock_context *i_flctx;
+	struct address_space i_data;
+	union {
+		struct list_head i_devices;
+		int i_linklen;
+	};
+	union {
+		struct pipe_inode_info *i_pipe;
+		struct cdev *i_cdev;
+		char *i_link;
+		unsigned int i_dir_seq;
+	};
+	__u32 i_fsnotify_mask;
+	struct fsnotify_mark_connector *i_fsnotify_marks;
+	void *i_private;
 };
 
 enum {
@@ -4026,6 +5120,23 @@ struct linux_binprm {
 	char buf[256];
 };
 
+struct request_sock {
+	struct sock_common __req_common;
+	struct request_sock *dl_next;
+	u16 mss;
+	u8 num_retrans;
+	u8 syncookie: 1;
+	u8 num_timeout: 7;
+	u32 ts_recent;
+	struct timer_list rsk_timer;
+	const struct request_sock_ops *rsk_ops;
+	struct sock *sk;
+	struct saved_syn *saved_syn;
+	u32 secid;
+	u32 peer_secid;
+	u32 timeout;
+};
+
 struct kmem_cache_per_node_ptrs {
 	struct node_barn *barn;
 	struct kmem_cache_node *node;
@@ -4100,6 +5211,12 @@ struct kmem_cache {
 	unsigned int useroffset;
 	unsigned int usersize;
 	struct kmem_cache_per_node_ptrs per_node[16];
+};
+
+struct list_lru_one {
+	struct list_head list;
+	long int nr_items;
+	spinlock_t lock;
 };
 
 struct mount {
@@ -4379,6 +5496,23 @@ struct request_queue {
 	struct mutex debugfs_mutex;
 };
 
+typedef int __kernel_rwf_t;
+
+struct iocb {
+	__u64 aio_data;
+	__u32 aio_key;
+	__kernel_rwf_t aio_rw_flags;
+	__u16 aio_lio_opcode;
+	__s16 aio_reqprio;
+	__u32 aio_fildes;
+	__u64 aio_buf;
+	__u64 aio_nbytes;
+	__s64 aio_offset;
+	__u64 aio_reserved2;
+	__u32 aio_flags;
+	__u32 aio_resfd;
+};
+
 struct bio_list {
 	struct bio *head;
 	struct bio *tail;
@@ -4461,6 +5595,35 @@ struct inet_sock {
 	struct inet_cork_full cork;
 };
 
+struct ebitmap_node {
+	struct ebitmap_node *next;
+	long unsigned int maps[6];
+	u32 startbit;
+};
+
+struct ebitmap {
+	struct ebitmap_node *node;
+	u32 highbit;
+};
+
+struct mls_level {
+	u32 sens;
+	struct ebitmap cat;
+};
+
+struct mls_range {
+	struct mls_level level[2];
+};
+
+struct context {
+	u32 user;
+	u32 role;
+	u32 type;
+	u32 len;
+	struct mls_range range;
+	char *str;
+};
+
 struct socket_wq {
 	wait_queue_head_t wait;
 	struct fasync_struct *fasync_list;
@@ -4530,6 +5693,46 @@ struct gendisk {
 	struct mutex rqos_state_mutex;
 };
 
+struct ip_options {
+	__be32 faddr;
+	__be32 nexthop;
+	unsigned char optlen;
+	unsigned char srr;
+	unsigned char rr;
+	unsigned char ts;
+	unsigned char is_strictroute: 1;
+	unsigned char srr_is_hit: 1;
+	unsigned char is_changed: 1;
+	unsigned char rr_needaddr: 1;
+	unsigned char ts_needtime: 1;
+	unsigned char ts_needaddr: 1;
+	unsigned char router_alert;
+	unsigned char cipso;
+	unsigned char __pad2;
+	unsigned char __data[0];
+};
+
+struct inet_skb_parm {
+	int iif;
+	struct ip_options opt;
+	u16 flags;
+	u16 frag_max_size;
+};
+
+struct inet6_skb_parm {
+	int iif;
+	__be16 ra;
+	__u16 dst0;
+	__u16 srcrt;
+	__u16 dst1;
+	__u16 lastopt;
+	__u16 nhoff;
+	__u16 flags;
+	__u16 dsthao;
+	__u16 frag_max_size;
+	__u16 srhoff;
+};
+
 typedef struct {
 	unsigned char op;
 	unsigned char bits;
@@ -4581,6 +5784,14 @@ struct hotplug_slot {
 	struct pci_slot *pci_slot;
 	struct module *owner;
 	const char *mod_name;
+};
+
+typedef int (*notifier_fn_t)(struct notifier_block *, long unsigned int, void *);
+
+struct notifier_block {
+	notifier_fn_t notifier_call;
+	struct notifier_block *next;
+	int priority;
 };
 
 typedef enum {
@@ -4693,6 +5904,27 @@ struct inet_connection_sock {
 	u32 icsk_probes_tstamp;
 	u32 icsk_user_timeout;
 	u64 icsk_ca_priv[13];
+};
+
+struct inet_request_sock {
+	struct request_sock req;
+	u16 snd_wscale: 4;
+	u16 rcv_wscale: 4;
+	u16 tstamp_ok: 1;
+	u16 sack_ok: 1;
+	u16 wscale_ok: 1;
+	u16 ecn_ok: 1;
+	u16 acked: 1;
+	u16 no_srccheck: 1;
+	u16 smc_ok: 1;
+	u32 ir_mark;
+	union {
+		struct ip_options_rcu *ireq_opt;
+		struct {
+			struct ipv6_txoptions *ipv6_opt;
+			struct sk_buff *pktopts;
+		};
+	};
 };
 
 struct minmax {
@@ -4928,6 +6160,33 @@ struct tcp_sock {
 	long: 64;
 	long: 64;
 	long: 64;
+};
+
+struct tcp_request_sock {
+	struct inet_request_sock req;
+	const struct tcp_request_sock_ops *af_specific;
+	u64 snt_synack;
+	bool tfo_listener;
+	bool is_mptcp;
+	bool req_usec_ts;
+	bool drop_req;
+	u32 txhash;
+	u32 rcv_isn;
+	u32 snt_isn;
+	u32 ts_off;
+	u32 snt_tsval_first;
+	u32 snt_tsval_last;
+	u32 last_oow_ack_time;
+	u32 rcv_nxt;
+	u8 syn_tos;
+	bool accecn_ok;
+	u8 syn_ect_snt: 2;
+	u8 syn_ect_rcv: 2;
+	u8 accecn_fail_mode: 4;
+	u8 saw_accecn_opt: 2;
+	u8 ao_keyid;
+	u8 ao_rcv_next;
+	bool used_tcp_ao;
 };
 
 struct tcp_fastopen_context {
@@ -5191,6 +6450,14 @@ enum cgroup_subsys_id {
 	CGROUP_SUBSYS_COUNT = 14,
 };
 
+struct command {
+	__le16 id;
+	__le16 lcid;
+	__le32 count;
+	__le32 size;
+	__le32 liid;
+};
+
 struct console___2 {
 	struct list_head list;
 	struct hvc_struct *hvc;
@@ -5227,6 +6494,12 @@ struct cpu {
 	int node_id;
 	int hotpluggable;
 	struct device dev;
+};
+
+struct cpu_stop_done {
+	atomic_t nr_todo;
+	int ret;
+	struct completion completion;
 };
 
 struct cpu_stop_work {
@@ -5371,6 +6644,25 @@ enum fbq_type {
 	all = 2,
 };
 
+struct file_system_type {
+	const char *name;
+	int fs_flags;
+	int (*init_fs_context)(struct fs_context *);
+	const struct fs_parameter_spec *parameters;
+	void (*kill_sb)(struct super_block *);
+	struct module *owner;
+	struct hlist_node list;
+	struct hlist_head fs_supers;
+	struct lock_class_key s_lock_key;
+	struct lock_class_key s_umount_key;
+	struct lock_class_key s_vfs_rename_key;
+	struct lock_class_key s_writers_key[3];
+	struct lock_class_key i_lock_key;
+	struct lock_class_key i_mutex_key;
+	struct lock_class_key invalidate_lock_key;
+	struct lock_class_key i_mutex_dir_key;
+};
+
 struct filename {
 	struct __filename_head;
 	const char iname[168];
@@ -5393,6 +6685,15 @@ struct fs_struct {
 
 struct internal_state {
 	int dummy;
+};
+
+struct kernfs_open_node {
+	struct callback_head callback_head;
+	atomic_t event;
+	wait_queue_head_t poll;
+	struct list_head files;
+	unsigned int nr_mmapped;
+	unsigned int nr_to_release;
 };
 
 struct kernfs_root {
@@ -5450,6 +6751,32 @@ struct kprobe {
 	kprobe_opcode_t opcode;
 	struct arch_specific_insn ainsn;
 	u32 flags;
+};
+
+typedef int (*kretprobe_handler_t)(struct kretprobe_instance *, struct pt_regs *);
+
+struct kretprobe {
+	struct kprobe kp;
+	kretprobe_handler_t handler;
+	kretprobe_handler_t entry_handler;
+	int maxactive;
+	int nmissed;
+	size_t data_size;
+	struct kretprobe_holder *rph;
+};
+
+struct list_lru_node {
+	struct list_lru_one lru;
+	atomic_long_t nr_items;
+	long: 64;
+	long: 64;
+	long: 64;
+};
+
+struct listener {
+	struct list_head list;
+	pid_t pid;
+	char valid;
 };
 
 struct lru_gen_mm_list {
@@ -5727,6 +7054,16 @@ struct port {
 	bool outvq_full;
 	bool host_connected;
 	bool guest_connected;
+};
+
+struct renamedata {
+	struct mnt_idmap *mnt_idmap;
+	struct dentry *old_parent;
+	struct dentry *old_dentry;
+	struct dentry *new_parent;
+	struct dentry *new_dentry;
+	struct delegated_inode *delegated_inode;
+	unsigned int flags;
 };
 
 enum req_flag_bits {
@@ -6025,6 +7362,13 @@ struct slot {
 	unsigned int sun;
 };
 
+struct socket_alloc {
+	struct socket socket;
+	struct inode vfs_inode;
+	long: 64;
+	long: 64;
+};
+
 struct static_key_mod {
 	struct static_key_mod *next;
 	struct jump_entry *entries;
@@ -6037,6 +7381,40 @@ struct static_tree_desc_s {
 	int extra_base;
 	int elems;
 	int max_length;
+};
+
+struct tcp_skb_cb {
+	__u32 seq;
+	__u32 end_seq;
+	union {
+		u32 tcp_tw_isn;
+		struct {
+			u16 tcp_gso_segs;
+			u16 tcp_gso_size;
+		};
+	};
+	__u16 tcp_flags;
+	__u8 sacked;
+	__u8 ip_dsfield;
+	__u8 txstamp_ack: 2;
+	__u8 eor: 1;
+	__u8 has_rxtstamp: 1;
+	__u8 unused: 4;
+	__u32 ack_seq;
+	union {
+		struct {
+			__u32 is_app_limited: 1;
+			__u32 delivered_ce: 20;
+			__u32 unused: 11;
+			__u32 delivered;
+			u64 first_tx_mstamp;
+			u64 delivered_mstamp;
+		} tx;
+		union {
+			struct inet_skb_parm h4;
+			struct inet6_skb_parm h6;
+		} header;
+	};
 };
 
 struct timens_offsets {
