@@ -87,6 +87,13 @@ impl Btf {
         types.iter().find(|found| found.name_offset == name_offset && found.kind == BTF_FUNC).map(|found| found.id)
     }
 
+    /// The id of a variable that each CPU has one of; none where the types came from a file.
+    pub fn variable(&self, name: &str) -> Option<u32> {
+        let types = Types::of(self.bytes()).filter(|_| self.custom.is_none())?;
+        let name_offset = types.name_offset(name)?;
+        types.iter().find(|found| found.name_offset == name_offset && found.kind == BTF_VAR).map(|found| found.id)
+    }
+
     /// How many arguments the programs on a tracepoint get, or `None` when the kernel does not say.
     ///
     /// They are those of the function that `btf_trace_NAME` points to, but for its first, which is internal.
@@ -152,6 +159,7 @@ const BTF_TYPEDEF: u32 = 8;
 const BTF_FUNC: u32 = 12;
 pub(crate) const BTF_FUNC_PROTO: u32 = 13;
 pub(crate) const BTF_FLOAT: u32 = 16;
+const BTF_VAR: u32 = 14;
 const BTF_TYPE_TAG: u32 = 18;
 pub(crate) const BTF_ENUM64: u32 = 19;
 
@@ -253,7 +261,7 @@ impl<'a> Types<'a> {
             let info = word(rest, 1)?;
             let (kind, members) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
             let trailer = match kind {
-                BTF_INT | 14 | 17 => 4,
+                BTF_INT | BTF_VAR | 17 => 4,
                 BTF_PTR | BTF_FWD..=BTF_FUNC | BTF_FLOAT | BTF_TYPE_TAG => 0,
                 BTF_ARRAY => 12,
                 BTF_STRUCT | BTF_UNION | 15 | BTF_ENUM64 => 12 * members,

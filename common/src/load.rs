@@ -343,6 +343,7 @@ impl Loader {
         }
         self.prepare_maps(object, has_storage)?;
         self.guard_from_preemption(object)?;
+        self.find_preempt_count(object)?;
         // bpf_get_current_task_btf() came with task storage, and needs the kernel's own types.
         let typed_current = self.has_task_storage && self.btf.custom().is_none();
         Knobs::of(object)?.set_if_there("filter_current_typed", &[u8::from(typed_current)])?;
@@ -502,17 +503,32 @@ impl Loader {
                     *instruction = NOTHING[0];
                 }
             }
-            // SAFETY: libbpf copies the instructions, of which there are as many as before.
-            let status = unsafe {
-                libbpf_sys::bpf_program__set_insns(
-                    program.as_libbpf_object().as_ptr(),
-                    instructions.as_mut_ptr(),
-                    instructions.len() as _,
-                )
-            };
-            if status != 0 {
-                bail!("cannot prepare program {}", program.name().to_string_lossy());
+            replace(&program, &mut instructions)?;
+        }
+        Ok(())
+    }
+
+    /// Put the address of the kernel's count of interrupts, which each CPU of x86-64 has, where interrupt.bpf.h reads it.
+    fn find_preempt_count(&self, object: &mut OpenObject) -> Result<()> {
+        let knobs = Knobs::of(object)?;
+        if !knobs.has(PREEMPT_COUNT_KNOWN) {
+            return Ok(());
+        }
+        let variable = self.btf.variable("__preempt_count").or_else(|| self.btf.variable("pcpu_hot"));
+        knobs.set(PREEMPT_COUNT_KNOWN, &[u8::from(variable.is_some())])?;
+        if variable.is_none() && cfg!(target_arch = "x86_64") {
+            self.degrade("the kernel does not tell where it counts interrupts: what they wake seems woken by what they came upon");
+        }
+        for program in object.progs_mut().filter(|program| program.autoload()) {
+            let mut instructions = program.insns().to_vec();
+            for instruction in &mut instructions {
+                if instruction.code == LOAD_64 && instruction.imm == PREEMPT_COUNT {
+                    let source = if variable.is_some() { libbpf_sys::BPF_PSEUDO_BTF_ID } else { 0 };
+                    instruction.set_src_reg(source as u8);
+                    instruction.imm = variable.unwrap_or(0) as i32;
+                }
             }
+            replace(&program, &mut instructions)?;
         }
         Ok(())
     }
@@ -556,6 +572,27 @@ fn probe_tracefs(target: &str) -> Result<(), String> {
         None => Err("tracefs is not mounted".into()),
     }
 }
+
+/// Give a program that is not loaded yet these instructions.
+fn replace(program: &libbpf_rs::OpenProgramMut<'_>, instructions: &mut [libbpf_sys::bpf_insn]) -> Result<()> {
+    // SAFETY: libbpf copies the instructions, of which there are as many as before.
+    let status = unsafe {
+        libbpf_sys::bpf_program__set_insns(
+            program.as_libbpf_object().as_ptr(),
+            instructions.as_mut_ptr(),
+            instructions.len() as _,
+        )
+    };
+    if status != 0 {
+        bail!("cannot prepare program {}", program.name().to_string_lossy());
+    }
+    Ok(())
+}
+
+/// The address in interrupt.bpf.h, the code that loads it, and the knob that says that there is one.
+const PREEMPT_COUNT: i32 = 0x7c5c_0003;
+const LOAD_64: u8 = (libbpf_sys::BPF_LD | libbpf_sys::BPF_IMM | libbpf_sys::BPF_DW) as u8;
+const PREEMPT_COUNT_KNOWN: &str = "preempt_count_per_cpu";
 
 /// The two calls of `UNPREEMPTED` in core.bpf.h, and the code of a call.
 const PREEMPT_DISABLE: i32 = 0x7c5c_0001;
@@ -693,9 +730,14 @@ impl Knobs {
         Ok(())
     }
 
+    /// Whether the object has such a constant.
+    fn has(&self, name: &str) -> bool {
+        self.layout.iter().any(|(known, ..)| known == name)
+    }
+
     /// The same where the object has such a constant.
     pub(crate) fn set_if_there(&self, name: &str, value: &[u8]) -> Result<()> {
-        if self.layout.iter().any(|(known, ..)| known == name) { self.set(name, value) } else { Ok(()) }
+        if self.has(name) { self.set(name, value) } else { Ok(()) }
     }
 }
 

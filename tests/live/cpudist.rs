@@ -128,10 +128,12 @@ fn bursts_of_known_length() -> Outcome {
         check!(worker.join().is_ok(), "the worker panicked");
         let histogram = finished.records()?[0]["histograms"][0].clone();
         let (count, total) = (histogram["count"].as_u64().unwrap_or(0), histogram["sum_ns"].as_u64().unwrap_or(0));
-        check!((160_000_000..=190_000_000).contains(&total), "{total} ns of 160 ms: {histogram}");
+        // Interrupts are time on the CPU, but not of the thread: on an emulated machine they take long.
+        let most = if is_emulated() { 480_000_000 } else { 190_000_000 };
+        check!((160_000_000..=most).contains(&total), "{total} ns of 160 ms: {histogram}");
         check!(count >= 40, "{count} stays: {histogram}");
         // Where nobody came between, each burst is one stay.
-        if count <= 44 {
+        if count <= 44 && !is_emulated() {
             let p50 = histogram["p50_ns"].as_u64().unwrap_or(0);
             check!((3_900_000..=4_600_000).contains(&p50), "{histogram}");
         }

@@ -1,43 +1,56 @@
-//! softirqs: the question it answers.
+//! softirqs: how often soft interrupts are handled, and how long that takes.
 
 use std::mem::MaybeUninit;
 
 use anyhow::Result;
-use bpf::softirqs::{SoftirqsSkelBuilder, types::softirqs_event};
+use bpf::softirqs::SoftirqsSkelBuilder;
 use clap::Parser;
 use common::cli::{Output, Tool};
-use common::event::{Clock, Each, EventView};
-use common::load::{Loader, hook};
-use common::out::{Cell, Column};
-use common::schema::{self, Kind, Record};
-use common::session::Run;
-use common::target::{Target, TargetArgs};
+use common::irq::{self, IrqArgs, Subject};
+use common::load::{Hook, Loader, hook};
+use common::out::Column;
+use common::schema::{Field, Kind, Record};
+use common::target::Target;
+use common::text::Text;
+use libbpf_rs::skel::Skel;
 
-/// What it does, in one line
+/// Show how often soft interrupts are handled, and how long that takes
+///
+/// The time of one is with that of the interrupts of devices that come meanwhile.
 #[derive(Parser)]
 #[command(name = "softirqs", version)]
 pub struct Args {
     #[command(flatten)]
-    target: TargetArgs,
+    irq: IrqArgs,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
     tool: Tool,
 }
 
-const COLUMNS: &[Column] = &[
-    Column::left("time_unix_ns", "TIME", 8, "when it happened").of(Kind::Count),
-    Column::left("pid", "PID", 7, "the process").of(Kind::Count),
-    Column::left("tid", "TID", 7, "its thread").of(Kind::Count),
-];
+const ALL: &[Column] = &irq::columns(
+    Column::left("softirq", "SOFTIRQ", 16, "its name"),
+    Column::right("vector", "VEC", 4, "its number"),
+);
+/// There is nobody who could say that one is not its own.
+const COLUMNS: &[Column] = ALL.split_at(ALL.len() - 1).0;
+const KEYS: &[Field] =
+    &[Field::new("softirq", Kind::Text, "its name"), Field::new("vector", Kind::Count, "its number")];
 
-fn cells<'e>(event: &'e softirqs_event, _: &'e [u8], clock: &mut Clock) -> Vec<Cell<'e>> {
-    vec![clock.time(event.time_ns), Cell::Uint(event.pid.into()), Cell::Uint(event.tid.into())]
+/// The unnamed enum of include/linux/interrupt.h, which has been so since 4.13.
+const NAMES: [&str; 10] =
+    ["hi", "timer", "net_tx", "net_rx", "block", "irq_poll", "tasklet", "sched", "hrtimer", "rcu"];
+
+const TIMED: &[Hook] = &[hook("softirqs_exit"), hook("softirqs_entry")];
+
+fn subject(id: u64) -> Subject {
+    let name = NAMES.get(id as usize).map_or_else(|| format!("[{id}]"), |name| (*name).into());
+    Subject { name: Text::new(name.into_bytes()), number: id as u32 }
 }
 
 /// The objects that it writes as JSON.
 pub fn records() -> Vec<Record> {
-    schema::events(COLUMNS)
+    irq::records(COLUMNS, KEYS)
 }
 
 /// Run the tool.
@@ -46,26 +59,24 @@ pub fn records() -> Vec<Record> {
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
     let loader = Loader::new(&args.tool)?;
-    let target = Target::of_stream(&args.target)?;
     let mut object = MaybeUninit::uninit();
-    let open = loader.open(SoftirqsSkelBuilder::default(), &mut object)?;
-    let loaded = loader.load(open, &[hook("softirqs_exec")], target)?;
+    let mut open = loader.open(SoftirqsSkelBuilder::default(), &mut object)?;
+    args.irq.configure(&mut open)?;
+    let hooks = if args.irq.is_count() { &TIMED[..1] } else { TIMED };
+    let loaded = loader.load(open, hooks, Target::default())?;
 
-    let view = EventView::new(args.output, COLUMNS, |key| key != "time_unix_ns", Each::new(cells));
-    loaded.run(&Run::default(), &mut view.about(loaded.subjects.as_ref()))
+    let banner = "Tracing soft irq event time... Hit Ctrl-C to end.";
+    let mut view = args.irq.view(args.output, banner, loaded.skel.object(), COLUMNS, subject)?;
+    loaded.run(&args.irq.run(), &mut *view)
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-    use crate::events;
 
-    proptest! {
-        #[test]
-        fn any_event_is_a_row(record in events::record()) {
-            events::check_each(COLUMNS, &[record], |_| true, || Each::new(cells))?;
-        }
+    #[test]
+    fn every_vector_has_a_name() {
+        assert_eq!((subject(3).name.to_string(), subject(9).name.to_string()), ("net_rx".into(), "rcu".into()));
+        assert_eq!(subject(12).name.to_string(), "[12]");
     }
 }

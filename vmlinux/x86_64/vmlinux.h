@@ -108,6 +108,7 @@ struct dma_map_ops;
 struct dquot_operations;
 struct dst_entry;
 struct dst_ops;
+struct ebitmap_node;
 struct elevator_queue;
 struct em_perf_domain;
 struct event_filter;
@@ -192,6 +193,7 @@ struct ipv6_pinfo;
 struct ipv6_txoptions;
 struct irq_domain;
 struct irq_work;
+struct irqaction;
 struct jump_entry;
 struct kernel_param;
 struct kernel_pkey_params;
@@ -4453,6 +4455,14 @@ struct perf_event {
 	u32 orig_type;
 };
 
+enum irqreturn {
+	IRQ_NONE = 0,
+	IRQ_HANDLED = 1,
+	IRQ_WAKE_THREAD = 2,
+};
+
+typedef enum irqreturn irqreturn_t;
+
 typedef u32 uint32_t;
 
 typedef struct page *pgtable_t;
@@ -4977,6 +4987,31 @@ struct bio {
 	short unsigned int bi_max_vecs;
 	atomic_t __bi_cnt;
 	struct bio_set *bi_pool;
+};
+
+typedef irqreturn_t (*irq_handler_t)(int, void *);
+
+struct irqaction {
+	irq_handler_t handler;
+	union {
+		void *dev_id;
+		void *percpu_dev_id;
+	};
+	const struct cpumask *affinity;
+	struct irqaction *next;
+	irq_handler_t thread_fn;
+	struct task_struct *thread;
+	struct irqaction *secondary;
+	unsigned int irq;
+	unsigned int flags;
+	long unsigned int thread_flags;
+	long unsigned int thread_mask;
+	const char *name;
+	struct proc_dir_entry *dir;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
 };
 
 struct msi_dev_domain {
@@ -5838,6 +5873,35 @@ struct inet_sock {
 	u32 local_port_range;
 	struct ip_mc_socklist *mc_list;
 	struct inet_cork_full cork;
+};
+
+struct ebitmap_node {
+	struct ebitmap_node *next;
+	long unsigned int maps[6];
+	u32 startbit;
+};
+
+struct ebitmap {
+	struct ebitmap_node *node;
+	u32 highbit;
+};
+
+struct mls_level {
+	u32 sens;
+	struct ebitmap cat;
+};
+
+struct mls_range {
+	struct mls_level level[2];
+};
+
+struct context {
+	u32 user;
+	u32 role;
+	u32 type;
+	u32 len;
+	struct mls_range range;
+	char *str;
 };
 
 struct socket_wq {
