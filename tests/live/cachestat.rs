@@ -291,7 +291,7 @@ fn no_interval_loses_a_page() -> Outcome {
         }
         let records = tool.stop()?.clean()?.records()?;
         check!(records.len() > 2, "{records:?}");
-        let asked: u64 = records.iter().map(|record| hits_and_misses(record)).map(|(hits, misses)| hits + misses).sum();
+        let asked: u64 = records.iter().map(hits_and_misses).map(|(hits, misses)| hits + misses).sum();
         check_eq!(asked, TURNS * PAGES as u64);
         let added: u64 = records.iter().filter_map(|record| record["added"].as_u64()).sum();
         check_eq!(added, TURNS / 100 * PAGES as u64);

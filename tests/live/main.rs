@@ -30,16 +30,15 @@ mod soak;
 mod softirqs;
 mod syscount;
 mod target;
-mod tcpdrop;
-mod tcplife;
-mod tcpretrans;
-
-use libtest_mimic::Trial;
 mod tcpaccept;
 mod tcpconnect;
 mod tcpconnlat;
+mod tcpdrop;
 mod tcplife;
+mod tcpretrans;
 mod tcptop;
+
+use libtest_mimic::Trial;
 
 fn main() -> std::process::ExitCode {
     let mut arguments = libtest_mimic::Arguments::from_args();

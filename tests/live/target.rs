@@ -71,11 +71,9 @@ impl Scene {
 /// What makes a tool tell processes apart.
 fn own_arguments(tool: &str) -> &'static str {
     match tool {
-        "runqlat" => "-P",
-        "biotop" | "filetop" => "-C 1",
-        "fsslower" => "--show ppid 0",
-        "biotop" | "tcptop" => "-C 1",
-        "syscount" => "-P",
+        "runqlat" | "cpudist" | "syscount" => "-P",
+        "biotop" | "filetop" | "tcptop" => "-C 1",
+        "fsslower" | "runqslower" => "--show ppid 0",
         _ => "--show ppid",
     }
 }
@@ -83,11 +81,9 @@ fn own_arguments(tool: &str) -> &'static str {
 /// The processes that a tool reports on, each with its parent where that is known.
 fn reported(tool: &str, finished: &Finished) -> Outcome<Vec<(u64, u64)>> {
     let list = match tool {
-        "runqlat" => Some("histograms"),
-        "profile" | "offcputime" => Some("stacks"),
-        "biotop" | "filetop" => Some("rows"),
-        "biotop" | "tcptop" => Some("rows"),
-        "biotop" | "filetop" | "syscount" => Some("rows"),
+        "runqlat" | "cpudist" => Some("histograms"),
+        "profile" | "offcputime" | "offwaketime" => Some("stacks"),
+        "biotop" | "filetop" | "syscount" | "tcptop" => Some("rows"),
         _ => None,
     };
     let records = finished.records()?;

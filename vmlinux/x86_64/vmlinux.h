@@ -5,6 +5,7 @@
 #pragma clang attribute push (__attribute__((preserve_access_index)), apply_to = record)
 #endif
 
+struct Qdisc;
 struct __kernel_timespec;
 struct _ddebug;
 struct acpiphp_slot;
@@ -44,12 +45,15 @@ struct blkg_iostat_set;
 struct blkg_policy_data;
 struct block_device;
 struct block_device_operations;
+struct bpf_iter_meta;
 struct bpf_local_storage;
+struct bpf_mprog_entry;
 struct bpf_net_context;
 struct bpf_prog;
 struct bpf_prog_array;
 struct bpf_raw_event_map;
 struct bpf_run_ctx;
+struct bpf_xdp_link;
 struct bug_entry;
 struct bus_dma_region;
 struct bus_type;
@@ -73,6 +77,7 @@ struct compat_robust_list_head;
 struct completion;
 struct completion_list;
 struct core_state;
+struct cpu_rmap;
 struct cpu_stop_done;
 struct cpuidle_state;
 struct cpumask;
@@ -85,10 +90,12 @@ struct ctl_table;
 struct ctl_table_header;
 struct ctl_table_root;
 struct ctl_table_set;
+struct dcbnl_rtnl_ops;
 struct ddebug_class_map;
 struct delegated_inode;
 struct dentry;
 struct dentry_operations;
+struct dev_ifalias;
 struct dev_iommu;
 struct dev_pagemap;
 struct dev_pin_info;
@@ -102,15 +109,21 @@ struct device_node;
 struct device_physical_location;
 struct device_private;
 struct device_type;
+struct devlink_port;
+struct dim_irq_moder;
 struct disk_events;
 struct disk_stats;
+struct dm_hw_stat_delta;
 struct dma_map_ops;
+struct dpll_pin;
 struct dquot_operations;
 struct dst_entry;
 struct dst_ops;
 struct ebitmap_node;
 struct elevator_queue;
 struct em_perf_domain;
+struct ethtool_netdev_state;
+struct ethtool_ops;
 struct event_filter;
 struct exception_table_entry;
 struct export_operations;
@@ -145,8 +158,10 @@ struct ftrace_regs;
 struct futex_pi_state;
 struct futex_private_hash;
 struct fwnode_handle;
+struct garp_port;
 struct gendisk;
 struct group_info;
+struct header_ops;
 struct hlist_bl_node;
 struct hlist_head;
 struct hlist_node;
@@ -155,10 +170,13 @@ struct hotplug_slot_ops;
 struct hrtimer;
 struct hrtimer_clock_base;
 struct hvc_struct;
+struct hwtstamp_provider;
 struct icmp_mib;
 struct icmpmsg_mib;
 struct icmpv6_mib;
 struct icmpv6msg_mib;
+struct in_device;
+struct inet6_dev;
 struct inet_bind2_bucket;
 struct inet_bind_bucket;
 struct inet_connection_sock_af_ops;
@@ -194,6 +212,7 @@ struct ipv6_txoptions;
 struct irq_domain;
 struct irq_work;
 struct irqaction;
+struct iw_handler_def;
 struct jump_entry;
 struct kernel_param;
 struct kernel_pkey_params;
@@ -224,6 +243,7 @@ struct kprobe;
 struct kretprobe_instance;
 struct kset;
 struct kvec;
+struct l3mdev_ops;
 struct ldt_struct;
 struct linux_binfmt;
 struct linux_mib;
@@ -233,6 +253,8 @@ struct list_head;
 struct list_lru_node;
 struct llist_head;
 struct llist_node;
+struct lock_class_key;
+struct macsec_ops;
 struct mem_cgroup;
 struct mem_cgroup_per_node;
 struct memcg_vmstats;
@@ -253,18 +275,33 @@ struct module_param_attrs;
 struct module_sect_attrs;
 struct mount;
 struct mountpoint;
+struct mpls_dev;
 struct mpls_route;
 struct mptcp_mib;
+struct mrp_port;
 struct msi_device_data;
 struct mtd_info;
 struct mutex;
 struct mutex_waiter;
 struct nameidata;
+struct napi_config;
+struct ndisc_ops;
 struct neighbour;
 struct net;
 struct net_device;
+struct net_device_core_stats;
+struct net_device_ops;
 struct net_generic;
+struct net_shaper_hierarchy;
+struct netdev_config;
+struct netdev_name_node;
+struct netdev_queue;
+struct netdev_queue_mgmt_ops;
+struct netdev_rx_queue;
+struct netdev_stat_ops;
 struct netns_ipvs;
+struct netpoll_info;
+struct netprio_map;
 struct nf_ct_event_notifier;
 struct nf_flow_table_stat;
 struct nf_hook_entries;
@@ -285,6 +322,9 @@ struct page_pool;
 struct partition_meta_info;
 struct pci_slot;
 struct pcie_device;
+struct pcpu_dstats;
+struct pcpu_lstats;
+struct pcpu_sw_netstats;
 struct percpu_ref;
 struct percpu_ref_data;
 struct perf_addr_filter_range;
@@ -296,6 +336,8 @@ struct perf_event_context;
 struct perf_event_pmu_context;
 struct perf_sample_data;
 struct pfnmap_track_ctx;
+struct phy_device;
+struct phy_link_topology;
 struct pid;
 struct pid_namespace;
 struct pidfs_attr;
@@ -339,6 +381,8 @@ struct rseq;
 struct rt6_info;
 struct rt6_statistics;
 struct rt_mutex_waiter;
+struct rtnl_hw_stats64;
+struct rtnl_link_ops;
 struct rwsem_waiter;
 struct saved_syn;
 struct sched_cache_group;
@@ -355,6 +399,8 @@ struct seccomp_filter;
 struct seg6_pernet_data;
 struct sem_undo_list;
 struct seq_file;
+struct seq_operations;
+struct sfp_bus;
 struct shrinker;
 struct sighand_struct;
 struct signal_struct;
@@ -391,6 +437,8 @@ struct throtl_data;
 struct time_namespace;
 struct timer_list;
 struct timer_rand_state;
+struct tipc_bearer;
+struct tlsdev_ops;
 struct trace_eval_map;
 struct trace_event_call;
 struct tracepoint_ext;
@@ -400,6 +448,8 @@ struct tty_struct;
 struct ucounts;
 struct udp_mib;
 struct udp_table;
+struct udp_tunnel_nic;
+struct udp_tunnel_nic_info;
 struct uevent_sock;
 struct unicode_map;
 struct unwind_cache;
@@ -412,6 +462,7 @@ struct uts_namespace;
 struct vdso_image;
 struct vfsmount;
 struct virtqueue;
+struct vlan_info;
 struct vm_area_struct;
 struct vm_operations_struct;
 struct vm_struct;
@@ -420,13 +471,20 @@ struct wait_page_queue;
 struct wake_irq;
 struct wake_q_node;
 struct wakeup_source;
+struct wireless_dev;
 struct work_struct;
 struct workqueue_struct;
+struct wpan_dev;
 struct xa_node;
 struct xarray;
 struct xattr_handler;
+struct xdp_dev_bulk_queue;
+struct xdp_metadata_ops;
 struct xfrm_policy;
+struct xfrmdev_ops;
 struct xol_area;
+struct xps_dev_maps;
+struct xsk_tx_metadata_ops;
 struct zonelist;
 
 typedef unsigned char __u8;
@@ -566,6 +624,13 @@ typedef struct {
 } nodemask_t;
 
 typedef short unsigned int umode_t;
+
+struct seq_operations {
+	void * (*start)(struct seq_file *, loff_t *);
+	void (*stop)(struct seq_file *, void *);
+	void * (*next)(struct seq_file *, void *, loff_t *);
+	int (*show)(struct seq_file *, void *);
+};
 
 struct desc_struct {
 	u16 limit0;
@@ -1759,6 +1824,8 @@ struct udp_tunnel_gro {
 	struct hlist_head list;
 };
 
+typedef struct {} netdevice_tracker;
+
 struct xfrm_policy_hash {
 	struct hlist_head *table;
 	unsigned int hmask;
@@ -1779,11 +1846,380 @@ struct kcov_common_handle_id {};
 
 typedef u64 netdev_features_t;
 
+struct netdev_tc_txq {
+	union {
+		struct {
+			u16 count;
+			u16 offset;
+		};
+		u32 combined;
+	};
+};
+
+enum netdev_stat_type {
+	NETDEV_PCPU_STAT_NONE = 0,
+	NETDEV_PCPU_STAT_LSTATS = 1,
+	NETDEV_PCPU_STAT_TSTATS = 2,
+	NETDEV_PCPU_STAT_DSTATS = 3,
+};
+
+enum rx_handler_result {
+	RX_HANDLER_CONSUMED = 0,
+	RX_HANDLER_ANOTHER = 1,
+	RX_HANDLER_EXACT = 2,
+	RX_HANDLER_PASS = 3,
+};
+
+typedef enum rx_handler_result rx_handler_result_t;
+
+typedef rx_handler_result_t rx_handler_func_t(struct sk_buff **);
+
 typedef struct {
 	struct net *net;
 } possible_net_t;
 
+typedef u32 xdp_features_t;
+
+struct net_device_stats {
+	union {
+		long unsigned int rx_packets;
+		atomic_long_t __rx_packets;
+	};
+	union {
+		long unsigned int tx_packets;
+		atomic_long_t __tx_packets;
+	};
+	union {
+		long unsigned int rx_bytes;
+		atomic_long_t __rx_bytes;
+	};
+	union {
+		long unsigned int tx_bytes;
+		atomic_long_t __tx_bytes;
+	};
+	union {
+		long unsigned int rx_errors;
+		atomic_long_t __rx_errors;
+	};
+	union {
+		long unsigned int tx_errors;
+		atomic_long_t __tx_errors;
+	};
+	union {
+		long unsigned int rx_dropped;
+		atomic_long_t __rx_dropped;
+	};
+	union {
+		long unsigned int tx_dropped;
+		atomic_long_t __tx_dropped;
+	};
+	union {
+		long unsigned int multicast;
+		atomic_long_t __multicast;
+	};
+	union {
+		long unsigned int collisions;
+		atomic_long_t __collisions;
+	};
+	union {
+		long unsigned int rx_length_errors;
+		atomic_long_t __rx_length_errors;
+	};
+	union {
+		long unsigned int rx_over_errors;
+		atomic_long_t __rx_over_errors;
+	};
+	union {
+		long unsigned int rx_crc_errors;
+		atomic_long_t __rx_crc_errors;
+	};
+	union {
+		long unsigned int rx_frame_errors;
+		atomic_long_t __rx_frame_errors;
+	};
+	union {
+		long unsigned int rx_fifo_errors;
+		atomic_long_t __rx_fifo_errors;
+	};
+	union {
+		long unsigned int rx_missed_errors;
+		atomic_long_t __rx_missed_errors;
+	};
+	union {
+		long unsigned int tx_aborted_errors;
+		atomic_long_t __tx_aborted_errors;
+	};
+	union {
+		long unsigned int tx_carrier_errors;
+		atomic_long_t __tx_carrier_errors;
+	};
+	union {
+		long unsigned int tx_fifo_errors;
+		atomic_long_t __tx_fifo_errors;
+	};
+	union {
+		long unsigned int tx_heartbeat_errors;
+		atomic_long_t __tx_heartbeat_errors;
+	};
+	union {
+		long unsigned int tx_window_errors;
+		atomic_long_t __tx_window_errors;
+	};
+	union {
+		long unsigned int rx_compressed;
+		atomic_long_t __rx_compressed;
+	};
+	union {
+		long unsigned int tx_compressed;
+		atomic_long_t __tx_compressed;
+	};
+};
+
+struct netdev_hw_addr_list {
+	struct list_head list;
+	int count;
+	struct rb_root tree;
+};
+
 struct ref_tracker_dir {};
+
+enum netdev_ml_priv_type {
+	ML_PRIV_NONE = 0,
+	ML_PRIV_CAN = 1,
+};
+
+struct bpf_xdp_entity {
+	struct bpf_prog *prog;
+	struct bpf_xdp_link *link;
+};
+
+struct net_device {
+	__u8 __cacheline_group_begin__net_device_read_tx[0];
+	union {
+		struct {
+			long unsigned int priv_flags: 32;
+			long unsigned int lltx: 1;
+			long unsigned int netmem_tx: 2;
+		};
+		struct {
+			long unsigned int priv_flags: 32;
+			long unsigned int lltx: 1;
+			long unsigned int netmem_tx: 2;
+		} priv_flags_fast;
+	};
+	const struct net_device_ops *netdev_ops;
+	const struct header_ops *header_ops;
+	struct netdev_queue *_tx;
+	netdev_features_t gso_partial_features;
+	unsigned int real_num_tx_queues;
+	unsigned int gso_max_size;
+	unsigned int gso_ipv4_max_size;
+	u16 gso_max_segs;
+	s16 num_tc;
+	unsigned int mtu;
+	short unsigned int needed_headroom;
+	struct netdev_tc_txq tc_to_txq[16];
+	struct xps_dev_maps *xps_maps[2];
+	struct nf_hook_entries *nf_hooks_egress;
+	struct bpf_mprog_entry *tcx_egress;
+	__u8 __cacheline_group_end__net_device_read_tx[0];
+	__u8 __cacheline_group_begin__net_device_read_txrx[0];
+	union {
+		struct pcpu_lstats *lstats;
+		struct pcpu_sw_netstats *tstats;
+		struct pcpu_dstats *dstats;
+	};
+	long unsigned int state;
+	unsigned int flags;
+	short unsigned int hard_header_len;
+	enum netdev_stat_type pcpu_stat_type: 8;
+	netdev_features_t features;
+	struct inet6_dev *ip6_ptr;
+	__u8 __cacheline_group_end__net_device_read_txrx[0];
+	__u8 __cacheline_group_begin__net_device_read_rx[0];
+	struct bpf_prog *xdp_prog;
+	struct list_head ptype_specific;
+	int ifindex;
+	unsigned int real_num_rx_queues;
+	struct netdev_rx_queue *_rx;
+	unsigned int gro_max_size;
+	unsigned int gro_ipv4_max_size;
+	rx_handler_func_t *rx_handler;
+	void *rx_handler_data;
+	possible_net_t nd_net;
+	struct netpoll_info *npinfo;
+	struct bpf_mprog_entry *tcx_ingress;
+	__u8 __cacheline_group_end__net_device_read_rx[0];
+	char name[16];
+	struct netdev_name_node *name_node;
+	struct dev_ifalias *ifalias;
+	long unsigned int mem_end;
+	long unsigned int mem_start;
+	long unsigned int base_addr;
+	struct list_head dev_list;
+	struct list_head napi_list;
+	struct list_head unreg_list;
+	struct list_head close_list;
+	struct list_head ptype_all;
+	struct {
+		struct list_head upper;
+		struct list_head lower;
+	} adj_list;
+	xdp_features_t xdp_features;
+	const struct xdp_metadata_ops *xdp_metadata_ops;
+	const struct xsk_tx_metadata_ops *xsk_tx_metadata_ops;
+	short unsigned int gflags;
+	short unsigned int needed_tailroom;
+	netdev_features_t hw_features;
+	netdev_features_t wanted_features;
+	netdev_features_t vlan_features;
+	netdev_features_t hw_enc_features;
+	netdev_features_t mpls_features;
+	netdev_features_t mangleid_features;
+	unsigned int min_mtu;
+	unsigned int max_mtu;
+	short unsigned int type;
+	unsigned char min_header_len;
+	unsigned char name_assign_type;
+	int group;
+	struct net_device_stats stats;
+	struct net_device_core_stats *core_stats;
+	atomic_t carrier_up_count;
+	atomic_t carrier_down_count;
+	const struct iw_handler_def *wireless_handlers;
+	const struct ethtool_ops *ethtool_ops;
+	const struct l3mdev_ops *l3mdev_ops;
+	const struct ndisc_ops *ndisc_ops;
+	const struct xfrmdev_ops *xfrmdev_ops;
+	const struct tlsdev_ops *tlsdev_ops;
+	unsigned int operstate;
+	unsigned char link_mode;
+	unsigned char if_port;
+	unsigned char dma;
+	unsigned char perm_addr[32];
+	unsigned char addr_assign_type;
+	unsigned char addr_len;
+	unsigned char upper_level;
+	unsigned char lower_level;
+	u8 threaded;
+	short unsigned int neigh_priv_len;
+	short unsigned int dev_id;
+	short unsigned int dev_port;
+	int irq;
+	u32 priv_len;
+	spinlock_t addr_list_lock;
+	struct netdev_hw_addr_list uc;
+	struct netdev_hw_addr_list mc;
+	struct netdev_hw_addr_list dev_addrs;
+	struct kset *queues_kset;
+	unsigned int promiscuity;
+	unsigned int allmulti;
+	bool uc_promisc;
+	struct list_head work_node;
+	netdevice_tracker work_tracker;
+	long unsigned int work_pending;
+	long unsigned int work_core_pending;
+	struct netdev_hw_addr_list rx_mode_addr_cache;
+	struct timer_list rx_mode_retry_timer;
+	unsigned int rx_mode_retry_count;
+	struct in_device *ip_ptr;
+	struct hlist_head fib_nh_head;
+	struct vlan_info *vlan_info;
+	struct tipc_bearer *tipc_ptr;
+	struct wireless_dev *ieee80211_ptr;
+	struct wpan_dev *ieee802154_ptr;
+	struct mpls_dev *mpls_ptr;
+	const unsigned char *dev_addr;
+	unsigned int num_rx_queues;
+	unsigned int xdp_zc_max_segs;
+	struct netdev_queue *ingress_queue;
+	struct nf_hook_entries *nf_hooks_ingress;
+	unsigned char broadcast[32];
+	struct cpu_rmap *rx_cpu_rmap;
+	struct hlist_node index_hlist;
+	unsigned int num_tx_queues;
+	struct Qdisc *qdisc;
+	unsigned int tx_queue_len;
+	spinlock_t tx_global_lock;
+	struct xdp_dev_bulk_queue *xdp_bulkq;
+	struct hlist_head qdisc_hash[16];
+	struct timer_list watchdog_timer;
+	int watchdog_timeo;
+	spinlock_t watchdog_lock;
+	bool watchdog_ref_held;
+	u32 proto_down_reason;
+	struct list_head todo_list;
+	int *pcpu_refcnt;
+	struct ref_tracker_dir refcnt_tracker;
+	struct list_head link_watch_list;
+	u8 reg_state;
+	bool dismantle;
+	bool moving_ns;
+	bool rtnl_link_initializing;
+	bool needs_free_netdev;
+	void (*priv_destructor)(struct net_device *);
+	void *ml_priv;
+	enum netdev_ml_priv_type ml_priv_type;
+	struct garp_port *garp_port;
+	struct mrp_port *mrp_port;
+	struct dm_hw_stat_delta *dm_private;
+	struct device dev;
+	const struct attribute_group *sysfs_groups[5];
+	const struct attribute_group *sysfs_rx_queue_group;
+	const struct rtnl_link_ops *rtnl_link_ops;
+	const struct netdev_stat_ops *stat_ops;
+	const struct netdev_queue_mgmt_ops *queue_mgmt_ops;
+	unsigned int tso_max_size;
+	u16 tso_max_segs;
+	const struct dcbnl_rtnl_ops *dcbnl_ops;
+	u8 prio_tc_map[16];
+	unsigned int fcoe_ddp_xid;
+	struct netprio_map *priomap;
+	struct phy_link_topology *link_topo;
+	struct phy_device *phydev;
+	struct sfp_bus *sfp_bus;
+	struct lock_class_key *qdisc_tx_busylock;
+	bool proto_down;
+	bool irq_affinity_auto;
+	bool rx_cpu_rmap_auto;
+	long unsigned int see_all_hwtstamp_requests: 1;
+	long unsigned int change_proto_down: 1;
+	long unsigned int netns_immutable: 1;
+	long unsigned int fcoe_mtu: 1;
+	struct list_head net_notifier_list;
+	const struct macsec_ops *macsec_ops;
+	const struct udp_tunnel_nic_info *udp_tunnel_nic_info;
+	struct udp_tunnel_nic *udp_tunnel_nic;
+	struct netdev_config *cfg;
+	struct netdev_config *cfg_pending;
+	struct ethtool_netdev_state *ethtool;
+	struct bpf_xdp_entity xdp_state[3];
+	u8 dev_addr_shadow[32];
+	netdevice_tracker linkwatch_dev_tracker;
+	netdevice_tracker watchdog_dev_tracker;
+	netdevice_tracker dev_registered_tracker;
+	struct rtnl_hw_stats64 *offload_xstats_l3;
+	struct devlink_port *devlink_port;
+	struct dpll_pin *dpll_pin;
+	struct hlist_head page_pools;
+	struct dim_irq_moder *irq_moder;
+	u64 max_pacing_offload_horizon;
+	struct napi_config *napi_config;
+	u32 num_napi_configs;
+	u32 napi_defer_hard_irqs;
+	long unsigned int gro_flush_timeout;
+	bool up;
+	bool request_ops_lock;
+	struct mutex lock;
+	struct net_shaper_hierarchy *net_shaper_hierarchy;
+	struct hlist_head neighbours[2];
+	struct hwtstamp_provider *hwprov;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	u8 priv[0];
+};
 
 typedef unsigned int sk_buff_data_t;
 
@@ -5123,6 +5559,70 @@ enum {
 	IPPROTO_MAX = 263,
 };
 
+typedef __u16 __sum16;
+
+struct iphdr {
+	__u8 ihl: 4;
+	__u8 version: 4;
+	__u8 tos;
+	__be16 tot_len;
+	__be16 id;
+	__be16 frag_off;
+	__u8 ttl;
+	__u8 protocol;
+	__sum16 check;
+	union {
+		struct {
+			__be32 saddr;
+			__be32 daddr;
+		};
+		struct {
+			__be32 saddr;
+			__be32 daddr;
+		} addrs;
+	};
+};
+
+struct ipv6hdr {
+	__u8 priority: 4;
+	__u8 version: 4;
+	__u8 flow_lbl[3];
+	__be16 payload_len;
+	__u8 nexthdr;
+	__u8 hop_limit;
+	union {
+		struct {
+			struct in6_addr saddr;
+			struct in6_addr daddr;
+		};
+		struct {
+			struct in6_addr saddr;
+			struct in6_addr daddr;
+		} addrs;
+	};
+};
+
+struct tcphdr {
+	__be16 source;
+	__be16 dest;
+	__be32 seq;
+	__be32 ack_seq;
+	__u16 ae: 1;
+	__u16 res1: 3;
+	__u16 doff: 4;
+	__u16 fin: 1;
+	__u16 syn: 1;
+	__u16 rst: 1;
+	__u16 psh: 1;
+	__u16 ack: 1;
+	__u16 urg: 1;
+	__u16 ece: 1;
+	__u16 cwr: 1;
+	__be16 window;
+	__sum16 check;
+	__be16 urg_ptr;
+};
+
 struct mempool {
 	spinlock_t lock;
 	int min_nr;
@@ -6066,6 +6566,13 @@ struct hotplug_slot {
 	const char *mod_name;
 };
 
+enum {
+	none = 0,
+	day = 1,
+	month = 2,
+	year = 3,
+};
+
 typedef int (*notifier_fn_t)(struct notifier_block *, long unsigned int, void *);
 
 struct notifier_block {
@@ -6469,6 +6976,21 @@ struct tcp_request_sock {
 	bool used_tcp_ao;
 };
 
+struct seq_file {
+	char *buf;
+	size_t size;
+	size_t from;
+	size_t count;
+	size_t pad_until;
+	loff_t index;
+	loff_t read_pos;
+	struct mutex lock;
+	const struct seq_operations *op;
+	int poll_event;
+	const struct file *file;
+	void *private;
+};
+
 struct tcp_fastopen_context {
 	siphash_key_t key[2];
 	int num;
@@ -6646,6 +7168,27 @@ struct bpf_perf_event_data {
 
 struct bpf_raw_tracepoint_args {
 	__u64 args[0];
+};
+
+struct bpf_iter__task_file {
+	union {
+		struct bpf_iter_meta *meta;
+	};
+	union {
+		struct task_struct *task;
+	};
+	u32 fd;
+	union {
+		struct file *file;
+	};
+};
+
+struct bpf_iter_meta {
+	union {
+		struct seq_file *seq;
+	};
+	u64 session_id;
+	u64 seq_num;
 };
 
 struct simple_xattr_cache {
@@ -7393,6 +7936,13 @@ struct port {
 	bool outvq_full;
 	bool host_connected;
 	bool guest_connected;
+};
+
+struct proto_accept_arg {
+	int flags;
+	int err;
+	int is_empty;
+	bool kern;
 };
 
 struct renamedata {
