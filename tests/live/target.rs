@@ -71,7 +71,8 @@ impl Scene {
 /// What makes a tool tell processes apart.
 fn own_arguments(tool: &str) -> &'static str {
     match tool {
-        "runqlat" => "-P",
+        "runqlat" | "cpudist" => "-P",
+        "runqslower" => "--show ppid 0",
         "biotop" | "filetop" => "-C 1",
         "fsslower" => "--show ppid 0",
         _ => "--show ppid",
@@ -81,8 +82,8 @@ fn own_arguments(tool: &str) -> &'static str {
 /// The processes that a tool reports on, each with its parent where that is known.
 fn reported(tool: &str, finished: &Finished) -> Outcome<Vec<(u64, u64)>> {
     let list = match tool {
-        "runqlat" => Some("histograms"),
-        "profile" | "offcputime" => Some("stacks"),
+        "runqlat" | "cpudist" => Some("histograms"),
+        "profile" | "offcputime" | "offwaketime" => Some("stacks"),
         "biotop" | "filetop" => Some("rows"),
         _ => None,
     };
@@ -94,9 +95,11 @@ fn reported(tool: &str, finished: &Finished) -> Outcome<Vec<(u64, u64)>> {
     Ok(rows.iter().map(|row| (row["pid"].as_u64().unwrap_or(0), row["ppid"].as_u64().unwrap_or(0))).collect())
 }
 
-/// Tools that report by process; memleak traces one process at a time, biolatency tells of disks, and fsdist of operations.
+/// Tools that report by process; memleak traces one process at a time, biolatency tells of disks, fsdist of operations, and
+/// hardirqs and softirqs of interrupts.
 fn tools() -> impl Iterator<Item = &'static str> {
-    TOOLS.iter().map(|tool| tool.name).filter(|name| !["memleak", "biolatency", "fsdist"].contains(name))
+    let others = ["memleak", "biolatency", "fsdist", "hardirqs", "softirqs"];
+    TOOLS.iter().map(|tool| tool.name).filter(move |name| !others.contains(name))
 }
 
 /// Every tool, asked for the first process of the scene by `filter`, tells of it and not of the other.
@@ -356,12 +359,14 @@ fn counts_are_split() -> Outcome {
     move_to(&cgroups, "corescope-split.service", scene.ours.pid())?;
     for (tool, args, list) in [
         ("runqlat", "", "histograms"),
+        ("cpudist", "", "histograms"),
         ("biolatency", "", "histograms"),
         ("biotop", "1", "rows"),
         ("filetop", "1", "rows"),
         ("fsdist", "", "histograms"),
         ("profile", "-F 997", "stacks"),
         ("offcputime", "", "stacks"),
+        ("offwaketime", "", "stacks"),
     ] {
         if scene._disk.is_none() && tool.starts_with("bio") {
             continue;
