@@ -132,7 +132,7 @@ fn harmless(text: &str) -> bool {
 
 /// The tools that show the names of processes or of files.
 fn shows_names(tool: &str) -> bool {
-    !matches!(tool, "biolatency" | "fsdist" | "memleak")
+    !matches!(tool, "biolatency" | "fsdist" | "hardirqs" | "memleak" | "softirqs")
 }
 
 fn needs_disk(tool: &str) -> bool {
