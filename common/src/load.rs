@@ -515,9 +515,10 @@ impl Loader {
             return Ok(());
         }
         let variable = self.btf.variable("__preempt_count").or_else(|| self.btf.variable("pcpu_hot"));
+        let variable = variable.filter(|id| has_address(*id));
         knobs.set(PREEMPT_COUNT_KNOWN, &[u8::from(variable.is_some())])?;
         if variable.is_none() && cfg!(target_arch = "x86_64") {
-            self.degrade("the kernel does not tell where it counts interrupts: what they wake seems woken by what they came upon");
+            self.degrade("the kernel does not tell where it counts interrupts: wakeups by them are told by the stack");
         }
         for program in object.progs_mut().filter(|program| program.autoload()) {
             let mut instructions = program.insns().to_vec();
@@ -587,6 +588,31 @@ fn replace(program: &libbpf_rs::OpenProgramMut<'_>, instructions: &mut [libbpf_s
         bail!("cannot prepare program {}", program.name().to_string_lossy());
     }
     Ok(())
+}
+
+/// Whether the kernel knows where a variable of its types is, which takes CONFIG_KALLSYMS_ALL: a program that asks for it
+/// is loaded.
+fn has_address(id: u32) -> bool {
+    let mut load = NOTHING[0];
+    load.code = LOAD_64;
+    load.set_dst_reg(1);
+    load.set_src_reg(libbpf_sys::BPF_PSEUDO_BTF_ID as u8);
+    load.imm = id as i32;
+    let mut second = NOTHING[0];
+    second.code = 0;
+    let program = [load, second, NOTHING[0], NOTHING[1]];
+    // SAFETY: the instructions are there for the length given, and the licence is a string; nothing else is passed.
+    unsafe {
+        let fd = libbpf_sys::bpf_prog_load(
+            libbpf_sys::BPF_PROG_TYPE_RAW_TRACEPOINT,
+            std::ptr::null(),
+            c"Dual BSD/GPL".as_ptr(),
+            program.as_ptr(),
+            program.len() as _,
+            std::ptr::null_mut(),
+        );
+        fd >= 0 && libc::close(fd) == 0
+    }
 }
 
 /// The address in interrupt.bpf.h, the code that loads it, and the knob that says that there is one.

@@ -33,6 +33,10 @@ fn arguments(tool: &str, pid: u32) -> String {
         "biolatency" => "-D -F".into(),
         "biotop" | "tcptop" => "-C 1".into(),
         "runqlat" => "-P".into(),
+        "biotop" => "-C 1".into(),
+        "runqlat" | "cpudist" => "-P".into(),
+        "runqslower" => "-P 0".into(),
+        "hardirqs" | "softirqs" => "--per-cpu".into(),
         "execsnoop" => "-x".into(),
         "filetop" => "-C -r 1000 1".into(),
         "fsslower" => "0".into(),
@@ -132,6 +136,7 @@ fn harmless(text: &str) -> bool {
 /// The tools that show the names of processes or of files.
 fn shows_names(tool: &str) -> bool {
     !matches!(tool, "biolatency" | "cachestat" | "fsdist" | "memleak")
+    !matches!(tool, "biolatency" | "fsdist" | "hardirqs" | "memleak" | "softirqs")
 }
 
 fn needs_disk(tool: &str) -> bool {

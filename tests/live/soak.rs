@@ -41,14 +41,17 @@ const TOOLS: &[(&str, &str, Bounds)] = &[
     ("biosnoop", "--json", LEAN),
     ("biotop", "--json 1", LEAN),
     ("cachestat", "--json 1", LEAN),
+    ("cpudist", "--json -P 1", Bounds { resident: 40 << 10, growth: 32 << 10, ..LEAN }),
     ("execsnoop", "--json", LEAN),
     ("exitsnoop", "--json", LEAN),
     ("filetop", "--json 1", LEAN),
     ("fsdist", "--json 1", LEAN),
     ("fsslower", "--json 0", LEAN),
+    ("hardirqs", "--json 1", LEAN),
     ("memleak", "--json -p PID 2", Bounds { resident: 32 << 10, growth: 2 << 10, files: 4, maps: 128 << 10 }),
     ("offcputime", "--json", STACKS),
     ("oomkill", "--json", LEAN),
+    ("offwaketime", "--json", STACKS),
     ("opensnoop", "--json", LEAN),
     ("profile", "--json", STACKS),
     // Of each process that ever was it keeps what was counted, in a table of 65536 cells.
@@ -57,13 +60,15 @@ const TOOLS: &[(&str, &str, Bounds)] = &[
     ("tcpconnect", "--json", LEAN),
     ("tcpconnlat", "--json", LEAN),
     ("syscount", "--json -P -i 1", LEAN),
+    ("runqslower", "--json", LEAN),
+    ("softirqs", "--json 1", LEAN),
     ("tcplife", "--json", LEAN),
     ("tcptop", "--json 1", LEAN),
 ];
 
 /// These say all that they have to say at their end.
 fn reports_at_its_end(tool: &str) -> bool {
-    matches!(tool, "offcputime" | "profile")
+    matches!(tool, "offcputime" | "offwaketime" | "profile")
 }
 
 /// What a tool takes at one moment.

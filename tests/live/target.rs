@@ -74,6 +74,10 @@ fn own_arguments(tool: &str) -> &'static str {
         "runqlat" | "cpudist" | "syscount" => "-P",
         "biotop" | "filetop" | "tcptop" => "-C 1",
         "fsslower" | "runqslower" => "--show ppid 0",
+        "runqlat" | "cpudist" => "-P",
+        "runqslower" => "--show ppid 0",
+        "biotop" | "filetop" => "-C 1",
+        "fsslower" => "--show ppid 0",
         _ => "--show ppid",
     }
 }
@@ -84,6 +88,7 @@ fn reported(tool: &str, finished: &Finished) -> Outcome<Vec<(u64, u64)>> {
         "runqlat" | "cpudist" => Some("histograms"),
         "profile" | "offcputime" | "offwaketime" => Some("stacks"),
         "biotop" | "filetop" | "syscount" | "tcptop" => Some("rows"),
+        "biotop" | "filetop" => Some("rows"),
         _ => None,
     };
     let records = finished.records()?;
@@ -101,6 +106,11 @@ fn tools() -> impl Iterator<Item = &'static str> {
         .iter()
         .map(|tool| tool.name)
         .filter(|name| !["memleak", "biolatency", "cachestat", "fsdist", "oomkill"].contains(name))
+/// Tools that report by process; memleak traces one process at a time, biolatency tells of disks, fsdist of operations, and
+/// hardirqs and softirqs of interrupts.
+fn tools() -> impl Iterator<Item = &'static str> {
+    let others = ["memleak", "biolatency", "fsdist", "hardirqs", "softirqs"];
+    TOOLS.iter().map(|tool| tool.name).filter(move |name| !others.contains(name))
 }
 
 /// Every tool, asked for the first process of the scene by `filter`, tells of it and not of the other.
@@ -360,12 +370,14 @@ fn counts_are_split() -> Outcome {
     move_to(&cgroups, "corescope-split.service", scene.ours.pid())?;
     for (tool, args, list) in [
         ("runqlat", "", "histograms"),
+        ("cpudist", "", "histograms"),
         ("biolatency", "", "histograms"),
         ("biotop", "1", "rows"),
         ("filetop", "1", "rows"),
         ("fsdist", "", "histograms"),
         ("profile", "-F 997", "stacks"),
         ("offcputime", "", "stacks"),
+        ("offwaketime", "", "stacks"),
     ] {
         if scene._disk.is_none() && tool.starts_with("bio") {
             continue;

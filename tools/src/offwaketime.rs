@@ -66,8 +66,9 @@ const COLUMNS: &[Column] = &[
     Column::left("blocked_at_start", "AT START", 0, "it was away when tracing began; the time counts from there").of(Kind::Bool),
 ];
 
-/// Where a thread was woken from, as a name; none where nobody was seen.
-fn context(key: &offwaketime_key) -> Option<&'static str> {
+/// Where a thread was woken from, as a name; none where nobody was seen. A kernel that does not tell its count of interrupts
+/// (interrupt.bpf.h) has the answer in the stack.
+fn context(key: &offwaketime_key, kernel: &Stack) -> Option<&'static str> {
     if key.waker.known == 0 {
         return None;
     }
@@ -75,8 +76,20 @@ fn context(key: &offwaketime_key) -> Option<&'static str> {
         interrupt_context::INTERRUPT_SOFT => "softirq",
         interrupt_context::INTERRUPT_HARD => "hardirq",
         interrupt_context::INTERRUPT_NMI => "nmi",
-        _ => "task",
+        _ => context_of(kernel.frames.iter().filter_map(|frame| Some(&*frame.symbol.as_ref()?.name))),
     })
+}
+
+/// The same from the functions of a stack, innermost first.
+fn context_of<'n>(names: impl Iterator<Item = &'n str>) -> &'static str {
+    let context = |name: &str| match name {
+        "handle_softirqs" | "__do_softirq" | "__softirqentry_text_start" => Some("softirq"),
+        // On the way out of an interrupt the task has its say again.
+        "irqentry_exit" | "irqentry_exit_to_user_mode" | "exit_to_user_mode_loop" | "preempt_schedule_irq" => Some("task"),
+        name if is_entry_of_interrupt(name) => Some("hardirq"),
+        _ => None,
+    };
+    names.filter_map(context).next().unwrap_or("task")
 }
 
 /// What begins a stack of the kernel where an interrupt came: what is further out has nothing to do with it.
@@ -104,27 +117,30 @@ struct View<'a> {
 }
 
 impl View<'_> {
-    fn waker(&self, key: &offwaketime_key) -> Waker {
+    /// Who woke a thread, and from where.
+    fn waker(&self, key: &offwaketime_key) -> (Waker, Option<&'static str>) {
         let comm = Text::from_c(&key.waker.comm);
-        let from = context(key);
+        let kernel = self.stacks.stack(key.waker.kernel);
+        let from = context(key, &kernel);
+        let is_task = from == Some("task");
         let (name, task) = match from {
             Some("task") => (comm.to_string().replace(' ', "_"), format!("{comm} ({})", key.waker.tid)),
             Some(interrupt) => (format!("[{interrupt}]"), format!("[{interrupt}]")),
             None if key.involuntary != 0 => Default::default(),
             None => ("[unknown]".into(), "[unknown]".into()),
         };
-        let kernel = || self.stacks.stack(key.waker.kernel);
-        let kernel = || if from == Some("task") { kernel() } else { cut(kernel()) };
-        Waker { name, task, stacked: self.args.report.stacked(|| self.stacks.stack(key.waker.user), kernel) }
+        let user = || if is_task { self.stacks.stack(key.waker.user) } else { Stack::default() };
+        let kernel = || if is_task { kernel } else { cut(kernel) };
+        (Waker { name, task, stacked: self.args.report.stacked(user, kernel) }, from)
     }
 
     fn entry(&self, key: &offwaketime_key, value: &offwaketime_value) -> Entry {
         let comm = Text::from_c(&key.comm);
-        let from = context(key);
+        let (waker, from) = self.waker(key);
         let of_task = |cell: Cell<'static>| if from == Some("task") { cell } else { Cell::Unknown };
         let mut stacked =
             self.args.report.stacked(|| self.stacks.stack(key.user), || self.stacks.stack(key.kernel));
-        stacked.waker = Some(Box::new(self.waker(key)));
+        stacked.waker = Some(Box::new(waker));
         Entry {
             cells: vec![
                 Cell::Uint(key.pid.into()),
@@ -261,5 +277,14 @@ mod tests {
             assert!(is_entry_of_interrupt(name));
         }
         assert!(!is_entry_of_interrupt("asm_exc_page_fault") && !is_entry_of_interrupt("el0t_64_sync"));
+    }
+
+    #[test]
+    fn stacks_tell_of_interrupts() {
+        let of = |names: &[&str]| context_of(names.iter().copied());
+        assert_eq!(of(&["try_to_wake_up", "pipe_write", "entry_SYSCALL_64_after_hwframe"]), "task");
+        assert_eq!(of(&["hrtimer_wakeup", "asm_sysvec_apic_timer_interrupt", "main"]), "hardirq");
+        assert_eq!(of(&["sock_def_readable", "handle_softirqs", "do_softirq", "ip_output"]), "softirq");
+        assert_eq!(of(&["kick_pool", "schedule", "irqentry_exit", "asm_sysvec_reschedule_ipi"]), "task");
     }
 }

@@ -69,6 +69,10 @@ COSTS = [
     Case("runqlat", "runqlat", [], "switch", 150, 2000, "context switch", {
         "libbpf-tools": ["runqlat"], "bpftrace": ["/usr/sbin/runqlat.bt"], "perf": ["sched", "record", "-o", "/dev/null"],
     }, 0.5),
+    Case("runqslower", "runqslower", [], "switch", 150, 2000, "context switch", {
+        "libbpf-tools": ["runqslower"], "bpftrace": ["/usr/sbin/runqlat.bt"],
+    }, 0.5),
+    Case("cpudist", "cpudist", [], "switch", 150, 2000, "context switch", {"libbpf-tools": ["cpudist"]}, 0.5),
     Case("offcputime", "offcputime", ["60"], "switch", 60, 1000, "context switch", {
         "libbpf-tools": ["offcputime", "60"], "bpftrace": ["-e", OFFCPU_BT],
         "perf": ["sched", "record", "-g", "-o", "/dev/null"],
