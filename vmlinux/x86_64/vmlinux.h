@@ -18,6 +18,7 @@ struct backing_dev_info;
 struct badblocks;
 struct balance_callback;
 struct bdi_writeback;
+struct binfmt_misc;
 struct bio;
 struct bio_alloc_cache;
 struct bio_integrity_payload;
@@ -80,7 +81,6 @@ struct ctl_table_header;
 struct ctl_table_root;
 struct ctl_table_set;
 struct ddebug_class_map;
-struct delegated_inode;
 struct dentry;
 struct dentry_operations;
 struct dev_iommu;
@@ -337,6 +337,7 @@ struct trace_event_call;
 struct tracepoint_ext;
 struct tracepoint_func;
 struct ucounts;
+struct uid_gid_extent;
 struct unicode_map;
 struct unwind_cache;
 struct uprobe_task;
@@ -1495,6 +1496,12 @@ enum ftrace_ops_cmd {
 	FTRACE_OPS_CMD_ENABLE_SHARE_IPMODIFY_SELF = 0,
 	FTRACE_OPS_CMD_ENABLE_SHARE_IPMODIFY_PEER = 1,
 	FTRACE_OPS_CMD_DISABLE_SHARE_IPMODIFY_PEER = 2,
+};
+
+struct uid_gid_extent {
+	u32 first;
+	u32 lower_first;
+	u32 count;
 };
 
 struct timer_list {
@@ -3750,6 +3757,50 @@ enum {
 	TCP_MAX_STATES = 14,
 };
 
+struct uid_gid_map {
+	union {
+		struct {
+			struct uid_gid_extent extent[5];
+			u32 nr_extents;
+		};
+		struct {
+			struct uid_gid_extent *forward;
+			struct uid_gid_extent *reverse;
+		};
+	};
+};
+
+struct user_namespace {
+	struct uid_gid_map uid_map;
+	struct uid_gid_map gid_map;
+	struct uid_gid_map projid_map;
+	struct user_namespace *parent;
+	int level;
+	kuid_t owner;
+	kgid_t group;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	struct ns_common ns;
+	long unsigned int flags;
+	bool parent_could_setfcap;
+	struct list_head keyring_name_list;
+	struct key *user_keyring_register;
+	struct rw_semaphore keyring_sem;
+	struct key *persistent_keyring_register;
+	struct work_struct work;
+	struct ctl_table_set set;
+	struct ctl_table_header *sysctls;
+	struct ucounts *ucounts;
+	long int ucount_max[12];
+	long int rlimit_max[4];
+	struct binfmt_misc *binfmt_misc;
+	long: 64;
+	long: 64;
+};
+
 struct uclamp_bucket {
 	long unsigned int value: 11;
 	long unsigned int tasks: 53;
@@ -4429,6 +4480,12 @@ struct files_struct {
 	long: 64;
 	long: 64;
 	long: 64;
+};
+
+struct mnt_idmap {
+	struct uid_gid_map uid_map;
+	struct uid_gid_map gid_map;
+	refcount_t count;
 };
 
 struct mnt_namespace {
@@ -5952,16 +6009,6 @@ struct port {
 	bool outvq_full;
 	bool host_connected;
 	bool guest_connected;
-};
-
-struct renamedata {
-	struct mnt_idmap *mnt_idmap;
-	struct dentry *old_parent;
-	struct dentry *old_dentry;
-	struct dentry *new_parent;
-	struct dentry *new_dentry;
-	struct delegated_inode *delegated_inode;
-	unsigned int flags;
 };
 
 enum req_flag_bits {
