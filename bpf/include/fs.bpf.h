@@ -100,6 +100,17 @@ static __always_inline bool fs_end(struct fs_done *done, struct fs_call *call)
 	return done->now_ns - done->call.begin_ns >= fs_least_ns;
 }
 
+/* A hash would in time be full of threads that are gone. */
+static __always_inline void fs_forget(struct fs_calls *calls)
+{
+	if (use_local_storage)
+		return;
+	for (int op = 0; op < FILE_OPS; op++)
+		if (calls->of[op].begin_ns)
+			return;
+	fs_calls_drop(current_task());
+}
+
 /* Where in the file it began. The position of a file has been moved on by now. */
 static __always_inline __attribute__((unused)) u64 fs_offset(const struct fs_done *done)
 {
@@ -134,11 +145,16 @@ TRACEPOINT_HOOK(fs_exit, sys_exit, struct pt_regs *regs, long ret)
 	struct inode *inode;
 	struct file *file;
 	u64 position;
+	bool wanted;
 
 	if (done.op == FILE_NONE || done.op >= FILE_OPS)
 		return 0;
 	calls = fs_calls_find(current_task());
-	if (!calls || !fs_end(&done, &calls->of[0]))
+	if (!calls)
+		return 0;
+	wanted = fs_end(&done, &calls->of[0]);
+	fs_forget(calls);
+	if (!wanted)
 		return 0;
 	file = file_of(done.op == FILE_OPEN ? (s32)ret : (s32)SYSCALL_ARG(regs, 1));
 	if (!file)
@@ -197,8 +213,13 @@ static __always_inline int fs_ends(void *ctx, u32 op, s64 ret)
 	/* Only reads and writes return more than an int, of which the kernel leaves the upper half undefined. */
 	struct fs_done done = { .op = op, .ret = op == FILE_READ || op == FILE_WRITE ? ret : (s32)ret };
 	struct fs_calls *calls = fs_calls_find(current_task());
+	bool wanted;
 
-	if (!calls || !fs_end(&done, &calls->of[op]))
+	if (!calls)
+		return 0;
+	wanted = fs_end(&done, &calls->of[op]);
+	fs_forget(calls);
+	if (!wanted)
 		return 0;
 	if (ret == -EIOCBQUEUED)
 		atomic_add(&fs_queued, 1);
