@@ -45,7 +45,7 @@ static __always_inline void fs_ended(void *ctx, const struct fs_done *done)
 	record->event.end_ns = done->now_ns;
 	record->event.latency_ns = done->now_ns - done->call.begin_ns;
 	record->event.bytes = moves && done->ret > 0 ? done->ret : 0;
-	record->event.offset = done->call.offset;
+	record->event.offset = fs_offset(done);
 	record->event.pid = id >> 32;
 	record->event.tid = id;
 	record->event.op = done->op;

@@ -15,12 +15,14 @@
 #include "path.bpf.h"
 #include "state.bpf.h"
 
-#define S_IFMT	     0170000
-#define S_IFDIR	     0040000
-#define S_IFREG	     0100000
+#define S_IFMT	       0170000
+#define S_IFDIR	       0040000
+#define S_IFREG	       0100000
 /* include/linux/errno.h: the operation goes on, and its end is told elsewhere. */
-#define EIOCBQUEUED  529
-#define FS_NO_OFFSET ((u64)-1)
+#define EIOCBQUEUED    529
+/* An offset that is not known, and one that is where the file's position was. */
+#define FS_NO_OFFSET   ((u64)-1)
+#define FS_AT_POSITION ((u64)-2)
 
 #define FS_TYPES    4
 #define FS_TYPE_LEN 16
@@ -51,6 +53,7 @@ TASK_STATE(fs_calls, struct fs_calls);
 /* An operation that has ended. */
 struct fs_done {
 	struct fs_call call;
+	struct file *file; /* only where it was a system call */
 	u64 now_ns;
 	s64 ret;
 	u32 op;
@@ -73,6 +76,9 @@ static __always_inline bool fs_wanted(struct inode *inode)
 	if (!fs_typed)
 		return true;
 	fs_type_of(inode, type);
+	/* What could not be read is not of the type that unused places name. */
+	if (!type[0])
+		return false;
 	for (int i = 0; i < FS_TYPES; i++)
 		if (type[0] == fs_types[i][0] && type[1] == fs_types[i][1])
 			return true;
@@ -92,6 +98,27 @@ static __always_inline bool fs_end(struct fs_done *done, struct fs_call *call)
 		return false;
 	}
 	return done->now_ns - done->call.begin_ns >= fs_least_ns;
+}
+
+/* A hash would in time be full of threads that are gone. */
+static __always_inline void fs_forget(struct fs_calls *calls)
+{
+	if (use_local_storage)
+		return;
+	for (int op = 0; op < FILE_OPS; op++)
+		if (calls->of[op].begin_ns)
+			return;
+	fs_calls_drop(current_task());
+}
+
+/* Where in the file it began. The position of a file has been moved on by now. */
+static __always_inline __attribute__((unused)) u64 fs_offset(const struct fs_done *done)
+{
+	struct file *file = done->file;
+
+	if (done->call.offset != FS_AT_POSITION)
+		return done->call.offset;
+	return BPF_CORE_READ(file, f_pos) - (done->ret > 0 ? done->ret : 0);
 }
 
 /* The system calls. */
@@ -118,11 +145,16 @@ TRACEPOINT_HOOK(fs_exit, sys_exit, struct pt_regs *regs, long ret)
 	struct inode *inode;
 	struct file *file;
 	u64 position;
+	bool wanted;
 
 	if (done.op == FILE_NONE || done.op >= FILE_OPS)
 		return 0;
 	calls = fs_calls_find(current_task());
-	if (!calls || !fs_end(&done, &calls->of[0]))
+	if (!calls)
+		return 0;
+	wanted = fs_end(&done, &calls->of[0]);
+	fs_forget(calls);
+	if (!wanted)
 		return 0;
 	file = file_of(done.op == FILE_OPEN ? (s32)ret : (s32)SYSCALL_ARG(regs, 1));
 	if (!file)
@@ -136,14 +168,16 @@ TRACEPOINT_HOOK(fs_exit, sys_exit, struct pt_regs *regs, long ret)
 		return 0;
 	done.call.inode = inode;
 	done.call.path = file_path(file);
+	done.file = file;
 	done.call.offset = 0;
 	if (done.op == FILE_READ || done.op == FILE_WRITE) {
 		position = call & FILE_POSITIONED ? SYSCALL_ARG(regs, 4) : (u64)-1;
-		/* preadv2() has -1 for the position of the file, which has been moved on by now. */
+		/* preadv2() has -1 for the position of the file; 32-bit programs two halves, in an order of their own.
+		 */
 		if (position == (u64)-1)
-			position = BPF_CORE_READ(file, f_pos) - (ret > 0 ? ret : 0);
+			position = FS_AT_POSITION;
 		else if (is_32bit)
-			position = FS_NO_OFFSET; /* in two arguments, by rules of each architecture */
+			position = FS_NO_OFFSET;
 		done.call.offset = position;
 	}
 	if (done.op == FILE_OPEN)
@@ -179,8 +213,13 @@ static __always_inline int fs_ends(void *ctx, u32 op, s64 ret)
 	/* Only reads and writes return more than an int, of which the kernel leaves the upper half undefined. */
 	struct fs_done done = { .op = op, .ret = op == FILE_READ || op == FILE_WRITE ? ret : (s32)ret };
 	struct fs_calls *calls = fs_calls_find(current_task());
+	bool wanted;
 
-	if (!calls || !fs_end(&done, &calls->of[op]))
+	if (!calls)
+		return 0;
+	wanted = fs_end(&done, &calls->of[op]);
+	fs_forget(calls);
+	if (!wanted)
 		return 0;
 	if (ret == -EIOCBQUEUED)
 		atomic_add(&fs_queued, 1);
@@ -214,8 +253,18 @@ static __always_inline int fs_sync_begins(u32 op, struct file *file, void *start
 	return fs_begins_file(op, file, (u64)start);
 }
 
-/* 5.12 (549c72977363): the user namespace of the mount came before the path; struct renamedata is as old. */
-#define FS_GETATTR_HAS_MOUNT bpf_core_type_exists(struct renamedata)
+/*
+ * 5.12 (549c72977363): the user namespace of the mount came before the path, as 5.12 also keeps it in the mount
+ * (a6435940b62f); since 6.2 it is an idmap there (256c8aed2b42). Not struct renamedata, which is as old: 5.10.220 has
+ * it.
+ */
+struct vfsmount___pre62 {
+	struct user_namespace *mnt_userns;
+} __attribute__((preserve_access_index));
+
+#define FS_GETATTR_HAS_MOUNT                                                                                           \
+	(bpf_core_field_exists(((struct vfsmount *)0)->mnt_idmap) ||                                                   \
+	 bpf_core_field_exists(((struct vfsmount___pre62 *)0)->mnt_userns))
 
 static __always_inline int fs_getattr_begins(u32 op, void *first, void *second)
 {

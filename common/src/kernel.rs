@@ -316,6 +316,14 @@ pub fn cgroup2_root() -> Option<PathBuf> {
     cgroup::v2_mount_point()
 }
 
+/// Whether the kernel lets the caller go through the types of its modules, as libbpf does to hook a function of one: with
+/// CAP_SYS_ADMIN only (`bpf_obj_get_next_id()` of kernel/bpf/syscall.c).
+pub fn may_load_types_of_modules() -> bool {
+    let mut id = 0;
+    // SAFETY: the kernel writes the next id to a valid integer.
+    unsafe { libbpf_sys::bpf_btf_get_next_id(0, &raw mut id) == 0 }
+}
+
 /// Whether the types of a module that is loaded mention a function of this name.
 pub fn modules_mention(name: &str) -> bool {
     let entries = fs::read_dir(MODULES_BTF).into_iter().flatten().flatten();

@@ -445,7 +445,10 @@ impl Loader {
             Rung::Tp => probe_tracefs(target),
             Rung::Fentry | Rung::Fexit if self.btf.mentions(target) => probe_fentry(target),
             // What can be done with one function can be done with those of modules.
-            Rung::Fentry | Rung::Fexit if kernel::modules_mention(target) => has_fentry(),
+            Rung::Fentry | Rung::Fexit if kernel::modules_mention(target) => {
+                let may = kernel::may_load_types_of_modules();
+                if may { has_fentry() } else { Err("a function of a module, for which it takes CAP_SYS_ADMIN".into()) }
+            }
             Rung::Fentry | Rung::Fexit => Err("no such function".into()),
             Rung::Kprobe | Rung::Kretprobe => probe_kprobe(target),
         }

@@ -24,6 +24,7 @@ live_tests! {
     failures_have_their_error,
     what_is_no_regular_file_is_left_out,
     operations_and_losses_make_the_truth,
+    threads_that_are_gone_take_no_room,
     names_of_bcc_are_this_tool_with_a_type,
     text_has_the_columns_of_bcc,
     a_type_that_is_not_there_is_said,
@@ -259,6 +260,19 @@ fn operations_and_losses_make_the_truth() -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Where what is known of threads is in a table.
+fn threads_that_are_gone_take_no_room() -> Outcome {
+    use std::os::unix::fs::FileExt;
+    let (_dir, path, file) = some_file()?;
+    let args = format!("--json 0 --hook raw_tp --map-entries fs_calls_hash=50 -p {}", std::process::id());
+    let tool = Tool::new("fsslower").args(&args).start()?;
+    for _ in 0..500 {
+        std::thread::scope(|scope| scope.spawn(|| file.write_all_at(b"x", 0)).join()).map_err(|_| "a panic")??;
+    }
+    let finished = tool.stop()?.clean()?;
+    finished.complete(of(&finished, &path)?.len(), 500)
 }
 
 fn names_of_bcc_are_this_tool_with_a_type() -> Outcome {
