@@ -296,7 +296,7 @@ fn no_interval_loses_a_page() -> Outcome {
         }
         let records = tool.stop()?.clean()?.records()?;
         check!(records.len() > 2, "{records:?}");
-        let asked: u64 = records.iter().map(|record| hits_and_misses(record)).map(|(hits, misses)| hits + misses).sum();
+        let asked: u64 = records.iter().map(hits_and_misses).map(|(hits, misses)| hits + misses).sum();
         // The tests' own code is read from a file, too.
         check!((TURNS * PAGES as u64..=TURNS * PAGES as u64 + 50).contains(&asked), "{asked}");
         let added: u64 = records.iter().filter_map(|record| record["added"].as_u64()).sum();

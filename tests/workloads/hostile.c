@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * hostile NAME PATH DEVICE SECONDS: a process that calls itself NAME and does for so long, with that name, a bit of all
- * that tools trace: opens and reads PATH, executes a program with NAME as argument, lets a child end, ends TCP sessions, sleeps, spins,
- * allocates without freeing, and writes to DEVICE past the page cache.
+ * that tools trace: opens and reads PATH, executes a program with NAME as argument, lets a child end, ends TCP sessions,
+ * sleeps, spins, allocates without freeing, and writes to DEVICE past the page cache.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
