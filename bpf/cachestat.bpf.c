@@ -347,25 +347,26 @@ TRACEPOINT_HOOK(cachestat_free, sched_process_free, struct task_struct *task)
 }
 
 /* Functions, where there are no tracepoints of what is asked for. */
+static __always_inline int bytes_of(struct address_space *mapping, s64 position, u64 size)
+{
+	/* At the end of the file nothing is asked for. */
+	if (size && position < BPF_CORE_READ(mapping, host, i_size))
+		read_range(false, mapping, (u64)position >> page_shift, ((u64)position + size - 1) >> page_shift,
+			   false);
+	return 0;
+}
+
 static __always_inline int read_of(struct kiocb *iocb, struct iov_iter *to)
 {
-	u64 position = BPF_CORE_READ(iocb, ki_pos), size = BPF_CORE_READ(to, count);
-
-	if (size)
-		read_range(false, BPF_CORE_READ(iocb, ki_filp, f_mapping), position >> page_shift,
-			   (position + size - 1) >> page_shift, false);
-	return 0;
+	return bytes_of(BPF_CORE_READ(iocb, ki_filp, f_mapping), BPF_CORE_READ(iocb, ki_pos), BPF_CORE_READ(to, count));
 }
 
 static __always_inline int splice_of(struct file *file, loff_t *position_at, u64 size)
 {
-	u64 position = 0;
+	s64 position = 0;
 
 	bpf_probe_read_kernel(&position, sizeof(position), position_at);
-	if (size)
-		read_range(false, BPF_CORE_READ(file, f_mapping), position >> page_shift,
-			   (position + size - 1) >> page_shift, false);
-	return 0;
+	return bytes_of(BPF_CORE_READ(file, f_mapping), position, size);
 }
 
 static __always_inline int fault_of(struct vm_fault *fault, u64 first, u64 last, bool alone)

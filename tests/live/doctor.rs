@@ -171,7 +171,9 @@ fn types_suffice(line: &str) -> Outcome {
     let mut missing = Vec::new();
     for (tool, variants) in VARIANTS {
         for variant in *variants {
-            missing.extend(lacks(tool, variant, &types)?.map(|said| format!("{tool} {variant}: {said}")));
+            // A tool that would hook functions of that kernel cannot where the running one has no such hooks.
+            let said = lacks(tool, variant, &types)?.filter(|said| !said.contains("this kernel has no kprobes"));
+            missing.extend(said.map(|said| format!("{tool} {variant}: {said}")));
         }
     }
     check!(missing.is_empty(), "{}", missing.join("\n"));

@@ -204,7 +204,8 @@ fn all_of_a_group_are_victims() -> Outcome {
         );
     }
     let events = fs::read_to_string(group.0.path.join("memory.events"))?;
-    check!(events.contains("\noom_kill 3\n"), "the kernel's own count: {events}");
+    // The first victim counts for itself, and once more as one of the group.
+    check!(events.contains("\noom_kill 3\n") || events.contains("\noom_kill 4\n"), "the kernel's own count: {events}");
     Ok(())
 }
 
@@ -218,8 +219,8 @@ fn a_limit_set_below_what_is_used_is_told() -> Outcome {
     check!(hog.take(32)?, "32 MiB are within the limit");
     let tool = Tool::new("oomkill").args("--json").start()?;
     group.limit(8)?;
-    hog.was_killed()?;
     tool.wait_for(|text| text.contains("\"killed\""))?;
+    hog.was_killed()?;
     let row = of(&tool.stop()?.clean()?, hog.pid())?;
     check_eq!(
         json!([row["trigger_pid"], row["scope"], row["limit_cgroup"]]),
@@ -239,8 +240,9 @@ fn the_machine_is_not_a_cgroup() -> Outcome {
     let tool = Tool::new("oomkill").args("--json").start()?;
     // As if there were no memory left.
     fs::write("/proc/sysrq-trigger", "f").map_err(|error| Stop::Skip(format!("no SysRq: {error}")))?;
-    hog.was_killed()?;
+    // It comes a moment later; to wait for the process would close what it reads from.
     tool.wait_for(|text| text.contains("\"killed\""))?;
+    hog.was_killed()?;
     let row = of(&tool.stop()?.clean()?, hog.pid())?;
     check_eq!(
         json!([row["how"], row["scope"], row["limit_cgroup"], row["victim_cgroup"], row["score_adj"]]),
@@ -250,8 +252,8 @@ fn the_machine_is_not_a_cgroup() -> Outcome {
 }
 
 fn filters_are_of_the_victim() -> Outcome {
-    let group = Memory::make(&Memory::root()?, "oom", Some(24))?;
-    for (wants_large, rows) in [(true, 1), (false, 0)] {
+    for (name, wants_large, rows) in [("oom-1", true, 1), ("oom-2", false, 0)] {
+        let group = Memory::make(&Memory::root()?, name, Some(24))?;
         let (mut large, mut small) = (Hog::start(&group)?, Hog::start(&group)?);
         check!(large.take(18)? && small.take(1)?, "19 MiB are within the limit");
         let pid = if wants_large { large.pid() } else { small.pid() };

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * hostile NAME PATH DEVICE SECONDS: a process that calls itself NAME and does for so long, with that name, a bit of all
- * that tools trace: opens and reads PATH, executes a program with NAME as argument, lets a child end, makes, uses and
- * ends TCP connections, sleeps, spins, allocates without freeing, and writes to DEVICE past the page cache.
+ * that tools trace: opens and reads PATH, executes a program with NAME as argument, lets a child end, ends TCP sessions,
+ * sleeps, spins, allocates without freeing, and writes to DEVICE past the page cache.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -46,7 +46,7 @@ static void talk(int listener, struct sockaddr_in *at)
 {
 	int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-	if (!connect(client, (void *)at, sizeof(*at)) && send(client, at, sizeof(*at), MSG_NOSIGNAL) > 0)
+	if (!connect(client, (void *)at, sizeof(*at)))
 		close(accept(listener, NULL, NULL));
 	close(client);
 }
