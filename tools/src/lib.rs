@@ -65,7 +65,7 @@ registry! {
     profile,
     runqlat ["--pidnss", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup -P", "--by comm"],
     tcpaccept,
-    tcpconnect,
+    tcpconnect ["-x", "-c"],
     tcpconnlat,
     tcplife,
     tcptop,

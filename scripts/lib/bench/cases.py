@@ -1,7 +1,7 @@
 """What is measured, and what must hold."""
 from dataclasses import dataclass, field
 
-STREAMS = ("opensnoop", "execsnoop", "tcplife")
+STREAMS = ("opensnoop", "execsnoop", "tcplife", "tcpconnect", "tcpconnlat", "tcpaccept")
 STACK_TOOLS = ("profile", "offcputime", "memleak")
 
 
@@ -45,6 +45,12 @@ COSTS = [
         "perf": ["trace", "-a", "-e", "execve,execveat", "-o", "/dev/null"],
     }, 0.5),
     Case("tcplife", "tcplife", [], "connect", 80, 100, "end of a session", {"libbpf-tools": ["tcplife"]}, 0.5),
+    Case("tcpconnect", "tcpconnect", [], "connect", 80, 100, "connection", {
+        "libbpf-tools": ["tcpconnect"], "bpftrace": ["/usr/sbin/tcpconnect.bt"],
+    }),
+    Case("tcpconnlat", "tcpconnlat", [], "connect", 80, 100, "connection", {"libbpf-tools": ["tcpconnlat"]}),
+    Case("tcpaccept", "tcpaccept", [], "connect", 80, 100, "connection", {"bpftrace": ["/usr/sbin/tcpaccept.bt"]}),
+    Case("tcptop", "tcptop", ["1"], "connect", 80, 100, "connection", {"libbpf-tools": ["tcptop"]}),
     Case("runqlat", "runqlat", [], "switch", 150, 2000, "context switch", {
         "libbpf-tools": ["runqlat"], "bpftrace": ["/usr/sbin/runqlat.bt"], "perf": ["sched", "record", "-o", "/dev/null"],
     }, 0.5),
@@ -84,6 +90,10 @@ LIVES = {
     "opensnoop": ([], ("open", 1)),
     "execsnoop": ([], ("spawn", 1)),
     "tcplife": ([], ("connect", 1)),
+    "tcpconnect": ([], ("connect", 1)),
+    "tcpconnlat": ([], ("connect", 1)),
+    "tcpaccept": ([], ("connect", 1)),
+    "tcptop": ([], None),
     "runqlat": ([], None),
     "offcputime": ([], None),
     "biolatency": ([], None),
