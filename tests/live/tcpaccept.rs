@@ -92,6 +92,7 @@ fn who_accepts_is_not_who_listens() -> Outcome {
     let client = TcpStream::connect(("127.0.0.1", port))?;
     // SAFETY: the child only makes system calls.
     let child = match unsafe { fork() }? {
+        // SAFETY: system calls without memory of ours, and the end.
         ForkResult::Child => unsafe {
             libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC);
             libc::_exit(0);

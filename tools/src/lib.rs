@@ -96,7 +96,7 @@ registry! {
     softirqs ["-d"],
     syscount ["-P", "-L", "-x"],
     tcpaccept,
-    tcpconnect,
+    tcpconnect ["-x", "-c"],
     tcpconnlat,
     tcpdrop,
     tcplife,

@@ -10,6 +10,7 @@ FILETOP_BT = (
     " tracepoint:syscalls:sys_exit_pread64 { @reads[pid, comm, @fd[tid]] = count(); @bytes[pid, comm, @fd[tid]] = sum(args.ret); }"
 )
 STREAMS = ("opensnoop", "execsnoop", "exitsnoop", "tcplife")
+STREAMS = ("opensnoop", "execsnoop", "tcplife", "tcpconnect", "tcpconnlat", "tcpaccept")
 STACK_TOOLS = ("profile", "offcputime", "memleak")
 
 
@@ -66,6 +67,12 @@ COSTS = [
     Case("syscount -P", "syscount", ["-P"], "getppid", 150, 20000, "getppid", {"libbpf-tools": ["syscount", "-P"]}),
     Case("syscount -L", "syscount", ["-L"], "getppid", 150, 20000, "getppid", {"libbpf-tools": ["syscount", "-L"]}, 0.5),
     Case("tcplife", "tcplife", [], "connect", 80, 100, "end of a session", {"libbpf-tools": ["tcplife"]}, 0.5),
+    Case("tcpconnect", "tcpconnect", [], "connect", 80, 100, "connection", {
+        "libbpf-tools": ["tcpconnect"], "bpftrace": ["/usr/sbin/tcpconnect.bt"],
+    }),
+    Case("tcpconnlat", "tcpconnlat", [], "connect", 80, 100, "connection", {"libbpf-tools": ["tcpconnlat"]}),
+    Case("tcpaccept", "tcpaccept", [], "connect", 80, 100, "connection", {"bpftrace": ["/usr/sbin/tcpaccept.bt"]}),
+    Case("tcptop", "tcptop", ["1"], "connect", 80, 100, "connection", {"libbpf-tools": ["tcptop"]}),
     Case("runqlat", "runqlat", [], "switch", 150, 2000, "context switch", {
         "libbpf-tools": ["runqlat"], "bpftrace": ["/usr/sbin/runqlat.bt"], "perf": ["sched", "record", "-o", "/dev/null"],
     }, 0.5),
@@ -128,6 +135,10 @@ LIVES = {
     "execsnoop": ([], ("spawn", 1)),
     "exitsnoop": ([], ("spawn", 1)),
     "tcplife": ([], ("connect", 1)),
+    "tcpconnect": ([], ("connect", 1)),
+    "tcpconnlat": ([], ("connect", 1)),
+    "tcpaccept": ([], ("connect", 1)),
+    "tcptop": ([], None),
     "runqlat": ([], None),
     "offcputime": ([], None),
     "biolatency": ([], None),
