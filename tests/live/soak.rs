@@ -40,13 +40,16 @@ const TOOLS: &[(&str, &str, Bounds)] = &[
     ("biolatency", "--json 1", LEAN),
     ("biotop", "--json 1", LEAN),
     ("execsnoop", "--json", LEAN),
+    ("gethostlatency", "--json", LEAN),
     ("memleak", "--json -p PID 2", Bounds { resident: 32 << 10, growth: 2 << 10, files: 4, maps: 128 << 10 }),
     ("offcputime", "--json", STACKS),
     ("opensnoop", "--json", LEAN),
     ("profile", "--json", STACKS),
     // Of each process that ever was it keeps what was counted, in a table of 65536 cells.
     ("runqlat", "--json -P 1", Bounds { resident: 40 << 10, growth: 32 << 10, ..LEAN }),
+    ("tcpdrop", "--json", STACKS),
     ("tcplife", "--json", LEAN),
+    ("tcpretrans", "--json", LEAN),
 ];
 
 /// These say all that they have to say at their end.

@@ -59,15 +59,15 @@ registry! {
     biolatency ["-c CGROUP", "--by unit"],
     biotop,
     execsnoop ["-x"],
-    gethostlatency,
+    gethostlatency ["-p PID"],
     memleak ["-p PID", "--percpu"],
     offcputime ["--early-stacks"],
     opensnoop ["-F", "-c", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup"],
     profile,
     runqlat ["--pidnss", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup -P", "--by comm"],
-    tcpdrop,
+    tcpdrop ["-a"],
     tcplife,
-    tcpretrans,
+    tcpretrans ["-l", "-c"],
 }
 
 /// Programs of the suite that trace nothing.
