@@ -131,9 +131,11 @@ mod tests {
 
     const LINE: &str = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 8123 1 0 100 0 0 10 0";
 
+    const LINES: &[&[u8]] = &[LINE.as_bytes()];
+
     proptest! {
         #[test]
-        fn any_table_is_read(line in damaged_text(&[LINE.as_bytes()])) {
+        fn any_table_is_read(line in damaged_text(LINES)) {
             listener(&line);
         }
     }

@@ -53,13 +53,15 @@ static void lose(int listener, struct sockaddr_in *at, struct sockaddr_in *full)
 
 	for (int i = 0; i < 3 && try[i] > 0; i++) {
 		setsockopt(try[i], SOL_SOCKET, SO_DETACH_FILTER, &zero, sizeof(zero));
-		setsockopt(try[i], SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
 		close(try[i]);
 	}
 	try[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	try[1] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	connect(try[0], (void *)full, sizeof(*full));
 	try[2] = connect(try[1], (void *)at, sizeof(*at)) ? -1 : accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	/* However this process ends, nothing is sent again after it. */
+	setsockopt(try[1], SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+	setsockopt(try[2], SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
 	if (setsockopt(try[2], SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof(filter)))
 		shutdown(try[2], SHUT_RDWR);
 	send(try[1], "x", 1, MSG_NOSIGNAL);
