@@ -67,7 +67,7 @@ registry! {
     runqlat ["--pidnss", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup -P", "--by comm"],
     tcpdrop ["-a"],
     tcplife,
-    tcpretrans ["-l", "-c"],
+    tcpretrans ["-c"],
 }
 
 /// Programs of the suite that trace nothing.

@@ -2,7 +2,7 @@
 from dataclasses import dataclass, field
 
 STREAMS = ("opensnoop", "execsnoop", "tcplife")
-STACK_TOOLS = ("profile", "offcputime", "memleak")
+STACK_TOOLS = ("profile", "offcputime", "memleak", "tcpdrop")
 
 
 @dataclass
@@ -87,6 +87,9 @@ LIVES = {
     "opensnoop": ([], ("open", 1)),
     "execsnoop": ([], ("spawn", 1)),
     "tcplife": ([], ("connect", 1)),
+    "gethostlatency": ([], None),
+    "tcpdrop": ([], None),
+    "tcpretrans": ([], None),
     "runqlat": ([], None),
     "offcputime": ([], None),
     "biolatency": ([], None),
