@@ -122,8 +122,10 @@ static __always_inline bool read_headers(struct sk_buff *skb, struct tcpdrop_eve
 /* Whether the filters accept what is known of its socket. */
 static __always_inline bool read_socket(struct sk_buff *skb, struct sock *sk, struct tcpdrop_event *event)
 {
+	struct sock_owner *owner = NULL;
+
 	if (sk) {
-		event->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+		event->netns = sock_netns(sk);
 		event->state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	} else {
 		event->netns = BPF_CORE_READ(skb, dev, nd_net.net, ns.inum);
@@ -133,9 +135,11 @@ static __always_inline bool read_socket(struct sk_buff *skb, struct sock *sk, st
 	/* One that waits for its handshake belongs to its listener, and one in TIME_WAIT to nobody. */
 	if (event->state == TCP_NEW_SYN_RECV)
 		sk = BPF_CORE_READ((struct request_sock *)sk, __req_common.skc_listener);
-	else if (event->state == TCP_TIME_WAIT)
-		sk = NULL;
-	return sock_owner_wants(sk, &event->pid, event->comm);
+	if (sk && event->state != TCP_TIME_WAIT)
+		owner = sock_owner_of(sk);
+	else if (!sk && !tcpdrop_has_socket)
+		owner = sock_owner_of_port(event->netns, event->ends.remote_port);
+	return sock_owner_wants(owner, &event->pid, event->comm);
 }
 
 TRACEPOINT_HOOK(tcpdrop, kfree_skb, struct sk_buff *skb)

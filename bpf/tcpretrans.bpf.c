@@ -90,7 +90,7 @@ TRACEPOINT_HOOK(tcpretrans_segment, tcp_retransmit_skb, struct sock *sk, struct 
 
 	if (tcpretrans_has_error)
 		event.error = (s32)ctx[2];
-	if (!inet_ends_of(sk, &event.ends) || !sock_owner_wants(sk, &event.pid, event.comm))
+	if (!inet_ends_of(sk, &event.ends) || !sock_owner_wants(sock_owner_of(sk), &event.pid, event.comm))
 		return 0;
 	if (event.error && !tcpretrans_wants_failed) {
 		atomic_add(&tcpretrans_failed, 1);
@@ -110,7 +110,7 @@ TRACEPOINT_HOOK(tcpretrans_synack, tcp_retransmit_synack, struct sock *sk, struc
 {
 	struct tcpretrans_event event = { .kind = TCPRETRANS_SYNACK, .state = TCP_SYN_RECV, .segments = 1 };
 
-	if (!inet_ends_of_request(request, &event.ends) || !sock_owner_wants(sk, &event.pid, event.comm))
+	if (!inet_ends_of_request(request, &event.ends) || !sock_owner_wants(sock_owner_of(sk), &event.pid, event.comm))
 		return 0;
 	event.sequence = BPF_CORE_READ((struct tcp_request_sock *)request, snt_isn);
 	tell(ctx, &event);
@@ -166,7 +166,7 @@ static __always_inline int probe_ends(void *ctx)
 	/* It was not sent, or the other hook has seen it. */
 	if (BPF_CORE_READ((struct tcp_sock *)sk, packets_out) <= packets)
 		return 0;
-	if (!inet_ends_of(sk, &event.ends) || !sock_owner_wants(sk, &event.pid, event.comm))
+	if (!inet_ends_of(sk, &event.ends) || !sock_owner_wants(sock_owner_of(sk), &event.pid, event.comm))
 		return 0;
 	event.state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	tell(ctx, &event);

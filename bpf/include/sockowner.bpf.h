@@ -38,26 +38,34 @@ struct {
 	__type(value, struct sock_owner);
 } sock_owners_before SEC(".maps");
 
-/* Address of a socket, of the kernel's half, as it is; this of a listener's port has another upper half. */
-static __always_inline u64 sock_owner_port_key(struct sock *sk)
+/* Of a listener; no address of a socket, nor an inode, has these bits. */
+static __always_inline u64 sock_owner_port_key(u32 netns, u16 port)
 {
-	u64 net = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	return 1ULL << 63 | (u64)netns << 16 | port;
+}
 
-	return 1ULL << 63 | net << 16 | BPF_CORE_READ(sk, __sk_common.skc_num);
+static __always_inline struct sock_owner *sock_owner_of_port(u32 netns, u16 port)
+{
+	u64 key = sock_owner_port_key(netns, port);
+	struct sock_owner *owner = bpf_map_lookup_elem(&sock_owners, &key);
+
+	return owner ?: bpf_map_lookup_elem(&sock_owners_before, &key);
+}
+
+static __always_inline u32 sock_netns(struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 }
 
 TRACEPOINT_HOOK(sock_owner, inet_sock_set_state, struct sock *sk, int old, int new)
 {
 	struct sock_owner owner = {}, *listener;
-	u64 key = (u64)sk, port_key;
+	u64 key = (u64)sk;
 
 	if (FIELD(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	if (new == TCP_SYN_RECV) {
-		port_key = sock_owner_port_key(sk);
-		listener = bpf_map_lookup_elem(&sock_owners, &port_key);
-		if (!listener)
-			listener = bpf_map_lookup_elem(&sock_owners_before, &port_key);
+		listener = sock_owner_of_port(sock_netns(sk), FIELD(sk, __sk_common.skc_num));
 		if (listener) {
 			owner = *listener;
 			bpf_map_update_elem(&sock_owners, &key, &owner, BPF_ANY);
@@ -74,13 +82,13 @@ TRACEPOINT_HOOK(sock_owner, inet_sock_set_state, struct sock *sk, int old, int n
 	bpf_get_current_comm(&owner.comm, sizeof(owner.comm));
 	bpf_map_update_elem(&sock_owners, &key, &owner, BPF_ANY);
 	if (new == TCP_LISTEN) {
-		port_key = sock_owner_port_key(sk);
-		bpf_map_update_elem(&sock_owners, &port_key, &owner, BPF_ANY);
+		key = sock_owner_port_key(sock_netns(sk), FIELD(sk, __sk_common.skc_num));
+		bpf_map_update_elem(&sock_owners, &key, &owner, BPF_ANY);
 	}
 	return 0;
 }
 
-/* The owner of a full socket, or of none; NULL where it is not known. */
+/* The owner of a full socket; NULL where it is not known. */
 static __always_inline struct sock_owner *sock_owner_of(struct sock *sk)
 {
 	struct sock_owner *owner;
@@ -97,16 +105,13 @@ static __always_inline struct sock_owner *sock_owner_of(struct sock *sk)
 		if (owner)
 			return owner;
 	}
-	/* Not accepted yet, or by a listener that is older than the tool. */
-	key = sock_owner_port_key(sk);
-	return bpf_map_lookup_elem(&sock_owners_before, &key);
+	/* Not accepted yet, or from a listener that is older than the tool. */
+	return sock_owner_of_port(sock_netns(sk), BPF_CORE_READ(sk, __sk_common.skc_num));
 }
 
-/* Note whose an event is that is about this socket; false where the filters leave it out. */
-static __always_inline bool sock_owner_wants(struct sock *sk, u32 *pid, char *comm)
+/* Note whose an event is, which may not be known; false where the filters leave it out. */
+static __always_inline bool sock_owner_wants(struct sock_owner *owner, u32 *pid, char *comm)
 {
-	struct sock_owner *owner = sk ? sock_owner_of(sk) : NULL;
-
 	if (!owner)
 		return !filter_active;
 	*pid = owner->pid;

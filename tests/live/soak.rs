@@ -48,6 +48,7 @@ const TOOLS: &[(&str, &str, Bounds)] = &[
     ("fsdist", "--json 1", LEAN),
     ("fsslower", "--json 0", LEAN),
     ("hardirqs", "--json 1", LEAN),
+    ("gethostlatency", "--json", LEAN),
     ("memleak", "--json -p PID 2", Bounds { resident: 32 << 10, growth: 2 << 10, files: 4, maps: 128 << 10 }),
     ("offcputime", "--json", STACKS),
     ("oomkill", "--json", LEAN),
@@ -64,6 +65,9 @@ const TOOLS: &[(&str, &str, Bounds)] = &[
     ("softirqs", "--json 1", LEAN),
     ("tcplife", "--json", LEAN),
     ("tcptop", "--json 1", LEAN),
+    ("tcpdrop", "--json", STACKS),
+    ("tcplife", "--json", LEAN),
+    ("tcpretrans", "--json", LEAN),
 ];
 
 /// These say all that they have to say at their end.

@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <netdb.h>
 #include <sched.h>
 #include <signal.h>
 #include <spawn.h>
@@ -135,6 +136,15 @@ static void op_connect(void)
 	close(server);
 }
 
+static void op_lookup(void)
+{
+	struct addrinfo hints = { .ai_flags = AI_NUMERICHOST }, *found;
+
+	if (getaddrinfo("127.0.0.1", NULL, &hints, &found))
+		die("getaddrinfo");
+	freeaddrinfo(found);
+}
+
 static void prepare_connect(void)
 {
 	socklen_t length = sizeof(address);
@@ -213,6 +223,7 @@ static const struct {
 	{ "switch", op_switch, 2, prepare_switch },
 	{ "malloc", op_malloc, 1, NULL },
 	{ "hoard", op_hoard, 1, NULL },
+	{ "lookup", op_lookup, 1, NULL },
 	{ "connect", op_connect, 2, prepare_connect },
 	{ "disk", op_disk, 1, prepare_disk },
 	{ "deep", op_deep, 1, NULL },

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 /*
- * lookups THREADS: for each line "HOW NAME" on standard input, look NAME up in that many threads at once, and print what
- * came out of it in the last. HOW is addrinfo, numeric (the same, for numbers only), null (the same, without a name),
- * byname, byname2, or jump: addrinfo that is left by longjmp after 100 ms.
+ * lookups THREADS: for each line "HOW NAME" on standard input, look NAME up in that many threads at once, and print
+ * what came out of it in the last. HOW is addrinfo, numeric (the same, for numbers only), null (the same, without a
+ * name), byname, byname2, or jump: addrinfo that is left by longjmp after 100 ms.
  */
 #define _GNU_SOURCE
 #include <netdb.h>

@@ -83,7 +83,7 @@ registry! {
     filetop,
     fsdist ["-t ext4", "--by comm"],
     fsslower ["-t ext4"],
-    gethostlatency,
+    gethostlatency ["-p PID"],
     hardirqs ["-d"],
     memleak ["-p PID", "--percpu"],
     offcputime ["--early-stacks"],
@@ -98,9 +98,9 @@ registry! {
     tcpaccept,
     tcpconnect ["-x", "-c"],
     tcpconnlat,
-    tcpdrop,
+    tcpdrop ["-a"],
     tcplife,
-    tcpretrans,
+    tcpretrans ["-c"],
     tcptop,
 }
 

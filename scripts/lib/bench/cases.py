@@ -12,6 +12,8 @@ FILETOP_BT = (
 STREAMS = ("opensnoop", "execsnoop", "exitsnoop", "tcplife")
 STREAMS = ("opensnoop", "execsnoop", "tcplife", "tcpconnect", "tcpconnlat", "tcpaccept")
 STACK_TOOLS = ("profile", "offcputime", "memleak")
+STREAMS = ("opensnoop", "execsnoop", "tcplife")
+STACK_TOOLS = ("profile", "offcputime", "memleak", "tcpdrop")
 
 
 @dataclass
@@ -73,6 +75,9 @@ COSTS = [
     Case("tcpconnlat", "tcpconnlat", [], "connect", 80, 100, "connection", {"libbpf-tools": ["tcpconnlat"]}),
     Case("tcpaccept", "tcpaccept", [], "connect", 80, 100, "connection", {"bpftrace": ["/usr/sbin/tcpaccept.bt"]}),
     Case("tcptop", "tcptop", ["1"], "connect", 80, 100, "connection", {"libbpf-tools": ["tcptop"]}),
+    Case("gethostlatency", "gethostlatency", [], "lookup", 150, 2000, "lookup of a number", {
+        "libbpf-tools": ["gethostlatency"], "bpftrace": ["/usr/sbin/gethostlatency.bt"],
+    }, 0.85),
     Case("runqlat", "runqlat", [], "switch", 150, 2000, "context switch", {
         "libbpf-tools": ["runqlat"], "bpftrace": ["/usr/sbin/runqlat.bt"], "perf": ["sched", "record", "-o", "/dev/null"],
     }, 0.5),
@@ -139,6 +144,9 @@ LIVES = {
     "tcpconnlat": ([], ("connect", 1)),
     "tcpaccept": ([], ("connect", 1)),
     "tcptop": ([], None),
+    "gethostlatency": ([], None),
+    "tcpdrop": ([], None),
+    "tcpretrans": ([], None),
     "runqlat": ([], None),
     "offcputime": ([], None),
     "biolatency": ([], None),
