@@ -30,6 +30,8 @@ const BAR: u64 = 40;
 /// So nanoseconds are scaled by 1.024 for microseconds (2^10 = 1000 × 1.024) and by 1.024² for milliseconds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Unit {
+    /// Nanoseconds.
+    Nsecs,
     /// Nanoseconds, shown as microseconds.
     Usecs,
     /// Nanoseconds, shown as milliseconds.
@@ -45,6 +47,7 @@ impl Unit {
     /// `hist_shift` and `hist_divisor` of hist.bpf.h: the scale is `2^shift / divisor`.
     pub fn scale(self) -> (u32, u32) {
         match self {
+            Self::Nsecs => (0, 1),
             Self::Usecs => (7, 125),
             Self::Msecs => (14, 15625),
         }
@@ -73,6 +76,7 @@ impl Unit {
     /// The heading of the first column.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Nsecs => "nsecs",
             Self::Usecs => "usecs",
             Self::Msecs => "msecs",
         }
@@ -80,6 +84,7 @@ impl Unit {
 
     fn nanoseconds(self) -> f64 {
         match self {
+            Self::Nsecs => 1.0,
             Self::Usecs => 1e3,
             Self::Msecs => 1e6,
         }
@@ -88,6 +93,7 @@ impl Unit {
     /// log2 of the scaled size of one shown unit.
     fn log2(self) -> u32 {
         match self {
+            Self::Nsecs => 0,
             Self::Usecs => 10,
             Self::Msecs => 20,
         }

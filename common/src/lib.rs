@@ -19,6 +19,8 @@ pub mod glob;
 pub mod hist;
 pub mod inet;
 pub mod kernel;
+pub mod kprobe;
+pub mod library;
 pub mod load;
 pub mod lost;
 pub mod node;

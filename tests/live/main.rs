@@ -8,6 +8,7 @@ mod core;
 mod doctor;
 mod execsnoop;
 mod export;
+mod funclatency;
 mod memleak;
 mod offcputime;
 mod opensnoop;
@@ -44,6 +45,7 @@ fn main() -> std::process::ExitCode {
         target::tests(),
         tcplife::tests(),
         biosnoop::tests(),
+        funclatency::tests(),
     ];
     // On a kernel between two on which all of them run: of each tool, that which says whether it works at all, and what
     // differs between kernels.

@@ -31,6 +31,7 @@ fn arguments(tool: &str, pid: u32) -> String {
     match tool {
         "memleak" => format!("-p {pid} -o 0 1"),
         "biolatency" => "-D -F".into(),
+        "funclatency" => format!("-p {pid} -F c:malloc"),
         "biotop" => "-C 1".into(),
         "runqlat" => "-P".into(),
         "execsnoop" => "-x".into(),
@@ -128,7 +129,7 @@ fn harmless(text: &str) -> bool {
 
 /// The tools that show the names of processes or of files.
 fn shows_names(tool: &str) -> bool {
-    !matches!(tool, "biolatency" | "memleak")
+    !matches!(tool, "biolatency" | "funclatency" | "memleak")
 }
 
 fn needs_disk(tool: &str) -> bool {

@@ -41,6 +41,7 @@ const TOOLS: &[(&str, &str, Bounds)] = &[
     ("biosnoop", "--json", LEAN),
     ("biotop", "--json 1", LEAN),
     ("execsnoop", "--json", LEAN),
+    ("funclatency", "--json -i 1 -F -p PID c:open*", LEAN),
     ("memleak", "--json -p PID 2", Bounds { resident: 32 << 10, growth: 2 << 10, files: 4, maps: 128 << 10 }),
     ("offcputime", "--json", STACKS),
     ("opensnoop", "--json", LEAN),

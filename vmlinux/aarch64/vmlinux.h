@@ -176,6 +176,8 @@ struct kobj_type;
 struct kobj_uevent_env;
 struct kobject;
 struct kprobe;
+struct kretprobe_holder;
+struct kretprobe_instance;
 struct kset;
 struct linux_binfmt;
 struct list_head;
@@ -4483,6 +4485,13 @@ struct hotplug_slot {
 	const char *mod_name;
 };
 
+enum {
+	none = 0,
+	day = 1,
+	month = 2,
+	year = 3,
+};
+
 typedef enum {
 	SS_FREE = 0,
 	SS_UNCONNECTED = 1,
@@ -5334,6 +5343,18 @@ struct kprobe {
 	kprobe_opcode_t opcode;
 	struct arch_specific_insn ainsn;
 	u32 flags;
+};
+
+typedef int (*kretprobe_handler_t)(struct kretprobe_instance *, struct pt_regs *);
+
+struct kretprobe {
+	struct kprobe kp;
+	kretprobe_handler_t handler;
+	kretprobe_handler_t entry_handler;
+	int maxactive;
+	int nmissed;
+	size_t data_size;
+	struct kretprobe_holder *rph;
 };
 
 struct msi_device_data {

@@ -176,6 +176,7 @@ struct kobj_type;
 struct kobj_uevent_env;
 struct kobject;
 struct kprobe;
+struct kretprobe_instance;
 struct kset;
 struct ldt_struct;
 struct linux_binfmt;
@@ -252,6 +253,7 @@ struct request;
 struct request_queue;
 struct request_sock;
 struct restart_block;
+struct rethook;
 struct rhash_head;
 struct rhashtable;
 struct rhlist_head;
@@ -4541,6 +4543,13 @@ struct hotplug_slot {
 	const char *mod_name;
 };
 
+enum {
+	none = 0,
+	day = 1,
+	month = 2,
+	year = 3,
+};
+
 typedef enum {
 	SS_FREE = 0,
 	SS_UNCONNECTED = 1,
@@ -5400,6 +5409,18 @@ struct kprobe {
 	kprobe_opcode_t opcode;
 	struct arch_specific_insn ainsn;
 	u32 flags;
+};
+
+typedef int (*kretprobe_handler_t)(struct kretprobe_instance *, struct pt_regs *);
+
+struct kretprobe {
+	struct kprobe kp;
+	kretprobe_handler_t handler;
+	kretprobe_handler_t entry_handler;
+	int maxactive;
+	int nmissed;
+	size_t data_size;
+	struct rethook *rh;
 };
 
 struct once {
