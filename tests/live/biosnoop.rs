@@ -53,7 +53,7 @@ fn check_rows(disk: &Disk, args: &str) -> Outcome {
     for (pid, op, size, count) in [(reader, "R", 4096, 400), (writer, "WS", 65536, 300)] {
         let own = of(&rows, pid);
         finished.complete(own.len(), count)?;
-        let mut expected = (0..count as u64).map(|i| i * size % (16 << 20) >> 9);
+        let mut expected = (0..count as u64).map(|i| (i * size % (16 << 20)) >> 9);
         for row in own {
             let sector = row["sector"].as_u64().ok_or("no sector")?;
             // Those that are missing are said to be.

@@ -27,7 +27,7 @@ fn names() -> impl Iterator<Item = &'static str> {
 
 /// One line on stderr that begins with the tool's name and says `about`, nothing on stdout, this exit status.
 fn refused(tool: &str, args: &str, status: i32, about: &str) -> Outcome {
-    let finished = Tool::new(tool).args(args).run()?;
+    let finished = Tool::new(tool).args(tools::least(tool)).args(args).run()?;
     check_eq!(finished.status.code(), Some(status), "{tool} {args}: {}", finished.stderr);
     check_eq!(finished.stderr.lines().count(), 1, "{tool} {args}: {}", finished.stderr);
     check!(finished.stderr.starts_with(&format!("{tool}: ")), "{tool} {args}: {}", finished.stderr);

@@ -61,7 +61,7 @@ registry! {
     biosnoop,
     biotop,
     execsnoop ["-x"],
-    funclatency("c:gethostid") ["-F -p PID c:gethost*"],
+    funclatency("c:gethostid") ["-p PID c:gethost*"],
     memleak ["-p PID", "--percpu"],
     offcputime ["--early-stacks"],
     opensnoop ["-F", "-c", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup"],
