@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * calls WHAT COUNT [MICROSECONDS]: calls functions whose number and times are known. Begins when its standard input has a
- * byte or ends; then writes how long all calls of `busy`, or of the outermost `nest`, took by its own clock, in ns.
+ * calls WHAT COUNT [MICROSECONDS]: calls functions whose number and times are known. Begins when its standard input has
+ * a byte or ends; then writes how long all calls of `busy`, or of the outermost `nest`, took by its own clock, in ns.
  *
- * busy: COUNT calls that spin so long. quick: COUNT calls of a function that does nothing. nest: COUNT calls that recurse
- * ten deep, of which each spins so long before it goes deeper. deep: COUNT calls that recurse a hundred deep. threads: busy
- * in four threads. tail: COUNT calls of a function that ends in a jump to another. jump: COUNT calls of one that is left
- * by longjmp, each followed by a call of busy. fork: COUNT calls in which a child is forked, which returns as well and
- * ends. exec: a call that becomes `calls busy COUNT`. exit: COUNT threads that end within a call, then busy. many: COUNT
- * calls of each of 1 000 functions.
+ * busy: COUNT calls that spin so long. quick: COUNT calls of a function that does nothing. nest: COUNT calls that
+ * recurse ten deep, of which each spins so long before it goes deeper. deep: COUNT calls that recurse a hundred deep.
+ * threads: busy in four threads. tail: COUNT calls of a function that ends in a jump to another. jump: COUNT calls of
+ * one that is left by longjmp, each followed by a call of busy. fork: COUNT calls in which a child is forked, which
+ * returns as well and ends. exec: a call that becomes `calls busy COUNT`. exit: COUNT threads that end within a call,
+ * then busy. many: COUNT calls of each of 1 000 functions.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -124,15 +124,14 @@ static void *work(void *unused)
 		asm volatile("" : "+r"(x));                                                                            \
 		return x + 0x##n;                                                                                      \
 	}
-#define TEN(n)                                                                                                         \
-	ONE(n##0) ONE(n##1) ONE(n##2) ONE(n##3) ONE(n##4) ONE(n##5) ONE(n##6) ONE(n##7) ONE(n##8) ONE(n##9)
-#define HUNDRED(n)                                                                                                     \
-	TEN(n##0) TEN(n##1) TEN(n##2) TEN(n##3) TEN(n##4) TEN(n##5) TEN(n##6) TEN(n##7) TEN(n##8) TEN(n##9)
-HUNDRED(1) HUNDRED(2) HUNDRED(3) HUNDRED(4) HUNDRED(5) HUNDRED(6) HUNDRED(7) HUNDRED(8) HUNDRED(9) HUNDRED(0)
+#define TEN(n)	   ONE(n##0) ONE(n##1) ONE(n##2) ONE(n##3) ONE(n##4) ONE(n##5) ONE(n##6) ONE(n##7) ONE(n##8) ONE(n##9)
+#define HUNDRED(n) TEN(n##0) TEN(n##1) TEN(n##2) TEN(n##3) TEN(n##4) TEN(n##5) TEN(n##6) TEN(n##7) TEN(n##8) TEN(n##9)
+HUNDRED(1)
+HUNDRED(2) HUNDRED(3) HUNDRED(4) HUNDRED(5) HUNDRED(6) HUNDRED(7) HUNDRED(8) HUNDRED(9) HUNDRED(0)
 #undef ONE
 #define ONE(n) many_##n,
-static int (*const many[])(int) = { HUNDRED(1) HUNDRED(2) HUNDRED(3) HUNDRED(4) HUNDRED(5) HUNDRED(6) HUNDRED(7) HUNDRED(8)
-					HUNDRED(9) HUNDRED(0) };
+    static int (*const many[])(int) = { HUNDRED(1) HUNDRED(2) HUNDRED(3) HUNDRED(4) HUNDRED(5) HUNDRED(6) HUNDRED(7)
+					    HUNDRED(8) HUNDRED(9) HUNDRED(0) };
 
 int main(int argc, char **argv)
 {
