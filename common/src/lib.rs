@@ -21,6 +21,8 @@ pub mod hist;
 pub mod inet;
 pub mod irq;
 pub mod kernel;
+pub mod kprobe;
+pub mod library;
 pub mod load;
 pub mod lost;
 pub mod node;

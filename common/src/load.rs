@@ -342,7 +342,7 @@ impl Loader {
             plan.transport = Some(if self.perf { "perf" } else { "ring" });
         }
         self.prepare_maps(object, has_storage)?;
-        self.guard_from_preemption(object)?;
+        self.replace_calls(object)?;
         self.find_preempt_count(object)?;
         // bpf_get_current_task_btf() came with task storage, and needs the kernel's own types.
         let typed_current = self.has_task_storage && self.btf.custom().is_none();
@@ -485,8 +485,8 @@ impl Loader {
     }
 
     /// Replace the calls of `UNPREEMPTED` in core.bpf.h, in programs of the kinds that can be preempted here, by those of
-    /// the kernel's functions, elsewhere by nothing.
-    fn guard_from_preemption(&self, object: &mut OpenObject) -> Result<()> {
+    /// the kernel's functions, elsewhere by nothing; and those that only programs of sessions make.
+    fn replace_calls(&self, object: &mut OpenObject) -> Result<()> {
         let tracepoints = self.btf.tracepoints_are_preemptible();
         let function = |name| self.btf.function(name);
         let functions = LazyCell::new(|| function("bpf_preempt_disable").zip(function("bpf_preempt_enable")));
@@ -496,6 +496,14 @@ impl Loader {
             let mut instructions = program.insns().to_vec();
             for instruction in &mut instructions {
                 let is_disable = instruction.imm == PREEMPT_DISABLE;
+                if instruction.code == CALL
+                    && let Some((_, name)) = SESSION_CALLS.iter().find(|(call, _)| *call == instruction.imm)
+                {
+                    let function = self.btf.function(name).ok_or_else(|| unsupported(format!("no {name} here")))?;
+                    instruction.set_src_reg(libbpf_sys::BPF_PSEUDO_KFUNC_CALL as u8);
+                    instruction.imm = function as i32;
+                    continue;
+                }
                 if instruction.code != CALL || !is_disable && instruction.imm != PREEMPT_ENABLE {
                     continue;
                 }
@@ -626,6 +634,8 @@ const PREEMPT_COUNT_KNOWN: &str = "preempt_count_per_cpu";
 /// The two calls of `UNPREEMPTED` in core.bpf.h, and the code of a call.
 const PREEMPT_DISABLE: i32 = 0x7c5c_0001;
 const PREEMPT_ENABLE: i32 = 0x7c5c_0002;
+/// The calls of programs that run at entry and at return, and what they stand for.
+const SESSION_CALLS: [(i32, &str); 2] = [(0x7c5c_0003, "bpf_session_cookie"), (0x7c5c_0004, "bpf_session_is_return")];
 const CALL: u8 = (libbpf_sys::BPF_JMP | libbpf_sys::BPF_CALL) as u8;
 
 /// `mov r0, 0; exit`

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tests::disk::{self, Disk};
-use tests::{Finished, Outcome, Tool, check, check_eq, live_tests, one_of_three};
+use tests::{Finished, Outcome, Stop, Tool, check, check_eq, live_tests, one_of_three};
 
 live_tests! {
     every_request_is_a_row,
@@ -246,7 +246,9 @@ fn a_failed_request_stands_out() -> Outcome {
     // SAFETY: a fresh mapping of this size.
     let page = unsafe { std::slice::from_raw_parts_mut(page.cast::<u8>(), 4096) };
     device.read_exact_at(page, 0)?;
-    check!(device.read_exact_at(page, 8 << 20).is_err(), "it was read");
+    if device.read_exact_at(page, 8 << 20).is_ok() {
+        return Err(Stop::Skip("a loop device of this kernel reads zeroes behind the end of its file".into()));
+    }
     let rows = rows(&tool.stop()?.clean()?, &disk)?;
     check_eq!(rows.len(), 2);
     check_eq!((&rows[0]["error"], &rows[0]["errno"]), (&Value::from(""), &Value::from(0)));
@@ -264,7 +266,9 @@ fn text_has_the_columns_of_both_suites() -> Outcome {
         "{text}"
     );
     let row: Vec<&str> = text.lines().nth(2).ok_or("no row")?.split_whitespace().collect();
-    check_eq!(row[1..7], ["blockio", &pid.to_string(), &disk.name, "RS", "8", "4096"]);
+    // Older kernels do not mark direct reads as those that somebody waits for.
+    check!(["R", "RS"].contains(&row[4]), "{text}");
+    check_eq!([&row[1..4], &row[5..7]].concat(), ["blockio", &pid.to_string(), &disk.name, "8", "4096"]);
     check_eq!(row.len(), 9);
     let plain = Tool::new("biosnoop").args("0.1").run()?.clean()?.stdout;
     check!(

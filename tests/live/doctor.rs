@@ -101,8 +101,8 @@ fn without_types(command: &str) -> Outcome<std::process::Output> {
 }
 
 fn without_types_each_tool_says_so_in_one_line() -> Outcome {
-    for (tool, _) in VARIANTS {
-        let output = without_types(&binary(tool).display().to_string())?;
+    for (tool, variants) in VARIANTS {
+        let output = without_types(&format!("{} {}", binary(tool).display(), variants[0]))?;
         let stderr = String::from_utf8_lossy(&output.stderr);
         check_eq!(output.status.code(), Some(3), "{tool}: {stderr}");
         check_eq!(stderr.lines().count(), 1, "{stderr}");

@@ -16,6 +16,7 @@ mod fsdist;
 mod fsslower;
 mod gethostlatency;
 mod hardirqs;
+mod funclatency;
 mod memleak;
 mod offcputime;
 mod offwaketime;
@@ -82,6 +83,8 @@ fn main() -> std::process::ExitCode {
         tcplife::tests(),
         tcpretrans::tests(),
         tcptop::tests(),
+        biosnoop::tests(),
+        funclatency::tests(),
     ];
     // On a kernel between two on which all of them run: of each tool, that which says whether it works at all, and what
     // differs between kernels.

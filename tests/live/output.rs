@@ -32,6 +32,8 @@ fn arguments(tool: &str, pid: u32) -> String {
         "memleak" => format!("-p {pid} -o 0 1"),
         "biolatency" => "-D -F".into(),
         "biotop" | "tcptop" => "-C 1".into(),
+        "funclatency" => format!("-p {pid} -F c:malloc"),
+        "biotop" => "-C 1".into(),
         "runqlat" => "-P".into(),
         "biotop" => "-C 1".into(),
         "runqlat" | "cpudist" => "-P".into(),
@@ -142,6 +144,7 @@ fn shows_names(tool: &str) -> bool {
 /// Those of them that show ids of processes only, as BCC's, where people read.
 fn shows_no_name_in_text(tool: &str) -> bool {
     matches!(tool, "tcpdrop" | "tcpretrans")
+    !matches!(tool, "biolatency" | "funclatency" | "memleak")
 }
 
 fn needs_disk(tool: &str) -> bool {

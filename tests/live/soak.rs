@@ -49,6 +49,7 @@ const TOOLS: &[(&str, &str, Bounds)] = &[
     ("fsslower", "--json 0", LEAN),
     ("hardirqs", "--json 1", LEAN),
     ("gethostlatency", "--json", LEAN),
+    ("funclatency", "--json -i 1 -F -p PID c:open*", LEAN),
     ("memleak", "--json -p PID 2", Bounds { resident: 32 << 10, growth: 2 << 10, files: 4, maps: 128 << 10 }),
     ("offcputime", "--json", STACKS),
     ("oomkill", "--json", LEAN),

@@ -30,7 +30,7 @@ struct Calls {
 
 impl Calls {
     fn start(count: u32) -> Outcome<Self> {
-        let mut process = Guard::workload("calls", &[&count.to_string()])?;
+        let mut process = Guard::workload("syscalls", &[&count.to_string()])?;
         let lines = BufReader::new(process.0.stdout.take().ok_or("no stdout")?);
         Ok(Self { process, lines })
     }
@@ -215,7 +215,7 @@ fn processes_that_found_no_room_make_the_truth() -> Outcome {
     let tool = Tool::new("syscount").args(&format!("{args} -p {}", pids.join(","))).start()?;
     all.iter_mut().try_for_each(|calls| calls.work("go"))?;
     let finished = tool.stop()?;
-    let (shown, lost) = (sum(&finished, "comm", &"calls".into(), "count")?, finished.lost("keys")?);
+    let (shown, lost) = (sum(&finished, "comm", &"syscalls".into(), "count")?, finished.lost("keys")?);
     check!(shown >= 100 && lost >= 100, "{shown} shown, {lost} lost");
     finished.complete((shown + lost) as usize, 300)
 }

@@ -1,16 +1,17 @@
 //! The tools of corescope, one module each, and the registry that lists them.
 
-/// Declare the modules of the tools and the one list of them; behind a tool arguments, if there are such, that make it use
-/// other hooks or parts of the kernel.
+/// Declare the modules of the tools and the one list of them; behind a tool, in parentheses, what it cannot be called
+/// without, and in brackets arguments that make it use other hooks or parts of the kernel.
 macro_rules! registry {
-    ($($tool:ident $([$($args:literal),+])?),+ $(,)?) => {
+    ($($tool:ident $(($least:literal))? $([$($args:literal),+])?),+ $(,)?) => {
         $(pub mod $tool;)+
 
         /// Every tool of the suite, by name.
         pub const TOOLS: &[common::app::Entry] = &[$(entry!($tool)),+];
 
-        /// For each tool, the arguments that make it use other hooks or parts of the kernel. CGROUP and PID stand for one that exists.
-        pub const VARIANTS: &[(&str, &[&str])] = &[$((stringify!($tool), &["", $($($args),+)?])),+];
+        /// For each tool, the least arguments that it takes, and those that make it use other hooks or parts of the kernel.
+        /// CGROUP and PID stand for one that exists.
+        pub const VARIANTS: &[(&str, &[&str])] = &[$((stringify!($tool), &[concat!("" $(, $least)?), $($($args),+)?])),+];
     };
 }
 
@@ -85,6 +86,7 @@ registry! {
     fsslower ["-t ext4"],
     gethostlatency ["-p PID"],
     hardirqs ["-d"],
+    funclatency("c:gethostid") ["-p PID c:gethost*"],
     memleak ["-p PID", "--percpu"],
     offcputime ["--early-stacks"],
     offwaketime,
@@ -122,6 +124,10 @@ pub const PRESETS: &[common::app::Entry] = &[
     entry!(xfsdist = fsdist fs_type "xfs"),
     entry!(xfsslower = fsslower fs_type "xfs"),
 ];
+/// The least arguments that a tool takes.
+pub fn least(tool: &str) -> &'static str {
+    VARIANTS.iter().find(|(name, _)| *name == tool).map_or("", |(_, variants)| variants[0])
+}
 
 /// All that is called by a name of its own.
 pub fn programs() -> impl Iterator<Item = &'static common::app::Entry> {

@@ -95,6 +95,9 @@ COSTS = [
     Case("offcputime -p of another process", "offcputime", ["-p", "1", "60"], "switch", 60, 1000, "context switch", {
         "libbpf-tools": ["offcputime", "60"],
     }, 0.1),
+    Case("funclatency", "funclatency", ["-p", "{pid}", "c:malloc"], "malloc", 60, 500, "malloc and free, the first timed", {
+        "libbpf-tools": ["funclatency", "-p", "{pid}", "{libc}:malloc"],
+    }),
     Case("memleak", "memleak", ["-p", "{pid}"], "malloc", 60, 500, "malloc and free", {
         "libbpf-tools": ["memleak", "-p", "{pid}", "-O", "{libc}"], "bpftrace": ["-e", MEMLEAK_BT],
     }, 0.3),
