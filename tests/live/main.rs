@@ -14,9 +14,9 @@ mod export;
 mod filetop;
 mod fsdist;
 mod fsslower;
+mod funclatency;
 mod gethostlatency;
 mod hardirqs;
-mod funclatency;
 mod memleak;
 mod offcputime;
 mod offwaketime;
@@ -60,6 +60,7 @@ fn main() -> std::process::ExitCode {
         filetop::tests(),
         fsdist::tests(),
         fsslower::tests(),
+        funclatency::tests(),
         gethostlatency::tests(),
         hardirqs::tests(),
         memleak::tests(),
@@ -83,8 +84,6 @@ fn main() -> std::process::ExitCode {
         tcplife::tests(),
         tcpretrans::tests(),
         tcptop::tests(),
-        biosnoop::tests(),
-        funclatency::tests(),
     ];
     // On a kernel between two on which all of them run: of each tool, that which says whether it works at all, and what
     // differs between kernels.

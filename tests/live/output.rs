@@ -32,15 +32,12 @@ fn arguments(tool: &str, pid: u32) -> String {
         "memleak" => format!("-p {pid} -o 0 1"),
         "biolatency" => "-D -F".into(),
         "biotop" | "tcptop" => "-C 1".into(),
+        "filetop" => "-C -r 1000 1".into(),
         "funclatency" => format!("-p {pid} -F c:malloc"),
-        "biotop" => "-C 1".into(),
-        "runqlat" => "-P".into(),
-        "biotop" => "-C 1".into(),
         "runqlat" | "cpudist" => "-P".into(),
         "runqslower" => "-P 0".into(),
         "hardirqs" | "softirqs" => "--per-cpu".into(),
         "execsnoop" => "-x".into(),
-        "filetop" => "-C -r 1000 1".into(),
         "fsslower" => "0".into(),
         "syscount" => "-P -T 1000".into(),
         _ => String::new(),
@@ -137,14 +134,12 @@ fn harmless(text: &str) -> bool {
 
 /// The tools that show the names of processes or of files.
 fn shows_names(tool: &str) -> bool {
-    !matches!(tool, "biolatency" | "cachestat" | "fsdist" | "memleak")
-    !matches!(tool, "biolatency" | "fsdist" | "hardirqs" | "memleak" | "softirqs")
+    !matches!(tool, "biolatency" | "cachestat" | "fsdist" | "funclatency" | "hardirqs" | "memleak" | "softirqs")
 }
 
 /// Those of them that show ids of processes only, as BCC's, where people read.
 fn shows_no_name_in_text(tool: &str) -> bool {
     matches!(tool, "tcpdrop" | "tcpretrans")
-    !matches!(tool, "biolatency" | "funclatency" | "memleak")
 }
 
 fn needs_disk(tool: &str) -> bool {

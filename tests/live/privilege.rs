@@ -41,7 +41,6 @@ fn two_capabilities_are_enough() -> Outcome {
         let args: &[&str] = match tool.name {
             "opensnoop" | "execsnoop" => &["--json"],
             "biotop" | "filetop" => &["--json", "0.3", "2"],
-            "biotop" => &["--json", "0.3", "2"],
             "funclatency" => &["--json", tools::least(tool.name)],
             _ => &["--json"],
         };

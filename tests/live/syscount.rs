@@ -137,7 +137,7 @@ fn processes_are_counted_exactly() -> Outcome {
         finished.complete(of(ours.pid())?, 4500)?;
         finished.complete(of(others.pid())?, 150)?;
         check_eq!(sum(&finished, "pid", &ours.pid().into(), "total_ns")? > 0, args.contains("-L"));
-        check!(finished.stdout.contains("\"comm\":\"calls\""), "{}", finished.stdout);
+        check!(finished.stdout.contains("\"comm\":\"syscalls\""), "{}", finished.stdout);
     }
     Ok(())
 }

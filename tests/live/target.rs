@@ -74,10 +74,6 @@ fn own_arguments(tool: &str) -> &'static str {
         "runqlat" | "cpudist" | "syscount" => "-P",
         "biotop" | "filetop" | "tcptop" => "-C 1",
         "fsslower" | "runqslower" => "--show ppid 0",
-        "runqlat" | "cpudist" => "-P",
-        "runqslower" => "--show ppid 0",
-        "biotop" | "filetop" => "-C 1",
-        "fsslower" => "--show ppid 0",
         _ => "--show ppid",
     }
 }
@@ -88,7 +84,6 @@ fn reported(tool: &str, finished: &Finished) -> Outcome<Vec<(u64, u64)>> {
         "runqlat" | "cpudist" => Some("histograms"),
         "profile" | "offcputime" | "offwaketime" => Some("stacks"),
         "biotop" | "filetop" | "syscount" | "tcptop" => Some("rows"),
-        "biotop" | "filetop" => Some("rows"),
         _ => None,
     };
     let records = finished.records()?;
@@ -99,21 +94,12 @@ fn reported(tool: &str, finished: &Finished) -> Outcome<Vec<(u64, u64)>> {
     Ok(rows.iter().map(|row| (row["pid"].as_u64().unwrap_or(0), row["ppid"].as_u64().unwrap_or(0))).collect())
 }
 
-/// Tools that report by process; memleak traces one process at a time, biolatency tells of disks, fsdist of operations,
-/// cachestat of pages, and for oomkill nobody in the scene runs out of memory.
+/// Tools that report by process. memleak traces one process at a time; biolatency tells of disks, fsdist of operations,
+/// cachestat of pages, funclatency of functions, hardirqs and softirqs of interrupts; and for oomkill nobody in the scene
+/// runs out of memory.
 fn tools() -> impl Iterator<Item = &'static str> {
-    TOOLS
-        .iter()
-        .map(|tool| tool.name)
-        .filter(|name| !["memleak", "biolatency", "cachestat", "fsdist", "oomkill"].contains(name))
-/// Tools that report by process; memleak traces one process at a time, biolatency tells of disks, fsdist of operations, and
-/// hardirqs and softirqs of interrupts.
-fn tools() -> impl Iterator<Item = &'static str> {
-    let others = ["memleak", "biolatency", "fsdist", "hardirqs", "softirqs"];
+    let others = ["memleak", "biolatency", "cachestat", "fsdist", "funclatency", "hardirqs", "oomkill", "softirqs"];
     TOOLS.iter().map(|tool| tool.name).filter(move |name| !others.contains(name))
-/// Tools that report by process; memleak traces one process at a time, biolatency tells of disks, funclatency of functions.
-fn tools() -> impl Iterator<Item = &'static str> {
-    TOOLS.iter().map(|tool| tool.name).filter(|name| !["memleak", "biolatency", "funclatency"].contains(name))
 }
 
 /// Every tool, asked for the first process of the scene by `filter`, tells of it and not of the other.

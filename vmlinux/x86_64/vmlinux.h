@@ -21,6 +21,7 @@ struct backing_dev_info;
 struct badblocks;
 struct balance_callback;
 struct bdi_writeback;
+struct binfmt_misc;
 struct bio;
 struct bio_alloc_cache;
 struct bio_integrity_payload;
@@ -92,7 +93,6 @@ struct ctl_table_root;
 struct ctl_table_set;
 struct dcbnl_rtnl_ops;
 struct ddebug_class_map;
-struct delegated_inode;
 struct dentry;
 struct dentry_operations;
 struct dev_ifalias;
@@ -451,6 +451,7 @@ struct udp_table;
 struct udp_tunnel_nic;
 struct udp_tunnel_nic_info;
 struct uevent_sock;
+struct uid_gid_extent;
 struct unicode_map;
 struct unwind_cache;
 struct uprobe_task;
@@ -1670,6 +1671,12 @@ enum ftrace_ops_cmd {
 	FTRACE_OPS_CMD_ENABLE_SHARE_IPMODIFY_SELF = 0,
 	FTRACE_OPS_CMD_ENABLE_SHARE_IPMODIFY_PEER = 1,
 	FTRACE_OPS_CMD_DISABLE_SHARE_IPMODIFY_PEER = 2,
+};
+
+struct uid_gid_extent {
+	u32 first;
+	u32 lower_first;
+	u32 count;
 };
 
 struct timer_list {
@@ -5248,6 +5255,50 @@ enum {
 	TCP_MAX_STATES = 14,
 };
 
+struct uid_gid_map {
+	union {
+		struct {
+			struct uid_gid_extent extent[5];
+			u32 nr_extents;
+		};
+		struct {
+			struct uid_gid_extent *forward;
+			struct uid_gid_extent *reverse;
+		};
+	};
+};
+
+struct user_namespace {
+	struct uid_gid_map uid_map;
+	struct uid_gid_map gid_map;
+	struct uid_gid_map projid_map;
+	struct user_namespace *parent;
+	int level;
+	kuid_t owner;
+	kgid_t group;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	long: 64;
+	struct ns_common ns;
+	long unsigned int flags;
+	bool parent_could_setfcap;
+	struct list_head keyring_name_list;
+	struct key *user_keyring_register;
+	struct rw_semaphore keyring_sem;
+	struct key *persistent_keyring_register;
+	struct work_struct work;
+	struct ctl_table_set set;
+	struct ctl_table_header *sysctls;
+	struct ucounts *ucounts;
+	long int ucount_max[12];
+	long int rlimit_max[4];
+	struct binfmt_misc *binfmt_misc;
+	long: 64;
+	long: 64;
+};
+
 struct uclamp_bucket {
 	long unsigned int value: 11;
 	long unsigned int tasks: 53;
@@ -6071,6 +6122,12 @@ struct files_struct {
 	long: 64;
 	long: 64;
 	long: 64;
+};
+
+struct mnt_idmap {
+	struct uid_gid_map uid_map;
+	struct uid_gid_map gid_map;
+	refcount_t count;
 };
 
 struct mnt_namespace {
@@ -7943,16 +8000,6 @@ struct proto_accept_arg {
 	int err;
 	int is_empty;
 	bool kern;
-};
-
-struct renamedata {
-	struct mnt_idmap *mnt_idmap;
-	struct dentry *old_parent;
-	struct dentry *old_dentry;
-	struct dentry *new_parent;
-	struct dentry *new_dentry;
-	struct delegated_inode *delegated_inode;
-	unsigned int flags;
 };
 
 enum req_flag_bits {
