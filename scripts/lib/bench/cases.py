@@ -111,6 +111,7 @@ LIVES = {
     "biosnoop": ([], None),
     "biotop": ([], None),
     "profile": ([], None),
+    "funclatency": (["-p", "{pid}", "c:malloc"], None),
     "memleak": (["-p", "{pid}"], None),
 }
 FIRST_MS, EXIT_MS = 20, 20
