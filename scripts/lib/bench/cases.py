@@ -162,6 +162,7 @@ LIVES = {
     "oomkill": ([], None),
     "syscount": ([], None),
     "profile": ([], None),
+    "funclatency": (["-p", "{pid}", "c:malloc"], None),
     "memleak": (["-p", "{pid}"], None),
 }
 FIRST_MS, EXIT_MS = 20, 20
