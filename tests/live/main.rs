@@ -85,12 +85,11 @@ fn main() -> std::process::ExitCode {
         tcpretrans::tests(),
         tcptop::tests(),
     ];
-    // On a kernel between two on which all of them run: of each tool, that which says whether it works at all, and what
-    // differs between kernels.
-    let is_brief = std::env::var_os("CORESCOPE_BRIEF").is_some();
+    // Of each tool so many, the first of which says whether it works at all; and all of what differs between kernels.
+    let first = std::env::var("CORESCOPE_FIRST").ok().and_then(|first| first.parse().ok()).unwrap_or(usize::MAX);
     let chosen = |tests: Vec<Trial>| {
-        let all = !is_brief || tests.iter().any(|test| test.name().starts_with("doctor::"));
-        tests.into_iter().take(if all { usize::MAX } else { 1 })
+        let all = tests.iter().any(|test| test.name().starts_with("doctor::"));
+        tests.into_iter().take(if all { usize::MAX } else { first })
     };
     libtest_mimic::run(&arguments, tests.into_iter().flat_map(chosen).collect()).exit_code()
 }

@@ -243,7 +243,7 @@ fn text_is_that_of_bcc() -> Outcome {
     );
     let processes = text("-P --syscall getppid")?;
     check!(processes.contains("\nPID     COMM                COUNT\n"), "{processes}");
-    check!(processes.lines().any(|line| line.contains(" calls                1000")), "{processes}");
+    check!(processes.lines().any(|line| line.contains(" syscalls             1000")), "{processes}");
     let finished = Tool::new("syscount").args("-m").run()?;
     check_eq!(finished.status.code(), Some(2));
     Ok(())

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io::Read;
 use std::mem::MaybeUninit;
+use std::path::Path;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use anyhow::{Context, Result};
 use bpf::tcptop::{TcptopSkelBuilder, types::tcptop_event};
 use clap::{Parser, ValueEnum};
 use common::cli::{self, Output, Tool};
+use common::fault::unsupported;
 use common::inet::{self, FamilyArgs};
+use common::kernel;
 use common::load::{Loader, hook};
 use common::out::{Cell, Column, Out};
 use common::schema::{self, Kind, Record};
@@ -270,6 +273,9 @@ pub fn records() -> Vec<Record> {
 pub fn run(args: Args) -> Result<()> {
     let loader = Loader::new(&args.tool)?;
     let target = Target::new(&args.target)?;
+    if !Path::new(kernel::VMLINUX_BTF).exists() {
+        return Err(unsupported("open sockets can only be listed by the kernel's own types, not by those of --btf"));
+    }
     let only_known = target.is_some();
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(TcptopSkelBuilder::default(), &mut object)?;
