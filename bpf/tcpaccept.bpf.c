@@ -45,7 +45,8 @@ struct proto_accept_arg;
 SEC("?fexit/inet_csk_accept")
 int tcpaccept_return__fexit(unsigned long long *ctx)
 {
-	u64 result = bpf_core_type_exists(struct proto_accept_arg) ? ctx[2] : ctx[4];
+	/* Volatile, so that no address is computed from the context, which the verifier does not allow. */
+	u64 result = bpf_core_type_exists(struct proto_accept_arg) ? READ_ONCE(ctx[2]) : READ_ONCE(ctx[4]);
 
 	return UNPREEMPTED(returned(ctx, (void *)result));
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
-use tests::{Outcome, Tool, binary, check, check_eq, command_line, live_tests, loaded_programs};
+use tests::{Outcome, Stop, Tool, binary, check, check_eq, command_line, live_tests, loaded_programs};
 
 live_tests! {
     wrong_usage_is_one_line_and_exit_2,
@@ -36,6 +36,11 @@ fn refused(tool: &str, args: &str, status: i32, about: &str) -> Outcome {
     Ok(())
 }
 
+/// Leave out where it is slow what is the same on every kernel.
+fn not_of_the_kernel() -> Outcome {
+    if tests::is_emulated() { Err(Stop::Skip("the same on every kernel".into())) } else { Ok(()) }
+}
+
 /// Whether the tool's command line has this option or positional argument.
 fn takes(tool: &str, argument: &str) -> bool {
     let entry = tools::TOOLS.iter().find(|entry| entry.name == tool);
@@ -43,6 +48,7 @@ fn takes(tool: &str, argument: &str) -> bool {
 }
 
 fn wrong_usage_is_one_line_and_exit_2() -> Outcome {
+    not_of_the_kernel()?;
     for tool in names() {
         refused(tool, "--no-such-option", 2, "--no-such-option")?;
         refused(tool, "--json --json", 2, "--json")?;
@@ -83,7 +89,7 @@ fn without_privileges_exit_3() -> Outcome {
         let finished = Tool::new(tool).args(tools::least(tool)).unprivileged().run();
         // The binary may lie below a folder that nobody else may enter.
         let Ok(finished) = finished else {
-            return Err(tests::Stop::Skip("an unprivileged user cannot reach the binaries".into()));
+            return Err(Stop::Skip("an unprivileged user cannot reach the binaries".into()));
         };
         check_eq!(finished.status.code(), Some(3), "{tool}: {}", finished.stderr);
         check!(finished.stderr.contains("sudo") && finished.stderr.lines().count() == 1, "{}", finished.stderr);
@@ -93,6 +99,7 @@ fn without_privileges_exit_3() -> Outcome {
 
 /// Past the parser, too: an unprivileged user comes as far as the question for privileges.
 fn any_command_line_ends_with_a_status_and_at_most_one_line() -> Outcome {
+    not_of_the_kernel()?;
     for program in tools::programs() {
         let mut runner = TestRunner::default();
         // A preset has the options of its tool.
@@ -102,7 +109,7 @@ fn any_command_line_ends_with_a_status_and_at_most_one_line() -> Outcome {
             let shown = format!("{} {args:?}", program.name);
             let finished = args.into_iter().fold(Tool::new(program.name), Tool::arg).unprivileged().run();
             let Ok(finished) = finished else {
-                return Err(tests::Stop::Skip("an unprivileged user cannot reach the binaries".into()));
+                return Err(Stop::Skip("an unprivileged user cannot reach the binaries".into()));
             };
             let lines = finished.stderr.lines().count();
             match finished.status.code() {
@@ -119,6 +126,7 @@ fn any_command_line_ends_with_a_status_and_at_most_one_line() -> Outcome {
 }
 
 fn help_and_version_work_for_all() -> Outcome {
+    not_of_the_kernel()?;
     for tool in names() {
         for flag in ["--help", "-h", "--version"] {
             let finished = Tool::new(tool).args(flag).run()?.clean()?;
@@ -167,7 +175,7 @@ fn a_closed_pipe_ends_it_quietly() -> Outcome {
         let mut stderr = String::new();
         child.stderr.take().ok_or("no stderr")?.read_to_string(&mut stderr)?;
         if status.code() == Some(3) {
-            return Err(tests::Stop::Skip(stderr));
+            return Err(Stop::Skip(stderr));
         }
         // A sampler without a cycle counter says so.
         let words: Vec<&str> = stderr.lines().filter(|line| !line.ends_with("sampling by ns of CPU clock")).collect();

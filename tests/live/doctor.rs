@@ -75,6 +75,10 @@ fn every_rung_is_accepted_by_itself() -> Outcome {
             for (rung, transport) in [("tp_btf", "ring"), ("raw_tp", "ring"), ("tp_btf", "perf")] {
                 let options = format!("--plan attach --json --hook {rung} --transport {transport}");
                 let finished = Tool::new(tool).args(&options).args(&real(variant)?).run()?;
+                // What is seen at functions of the kernel, on those that have no tracepoints for it, has none of these.
+                if finished.stderr.contains(&format!("has no rung {rung}")) {
+                    continue;
+                }
                 if !finished.status.success() {
                     return Err(Stop::Fail(format!("{tool} {variant} {options}: {}", finished.stderr)));
                 }

@@ -302,6 +302,6 @@ fn all_tools_together_stay_as_they_are_and_leave_nothing() -> Outcome {
     check_eq!(named_probes(), probes_before);
     check!(work.process.0.try_wait()?.is_none(), "the traced process did not survive its tracers");
     check!(complaints.is_empty(), "{}", complaints.join("; "));
-    println!("soak: {} s, nothing is left of the nine", time.as_secs());
+    println!("soak: {} s, nothing is left of them", time.as_secs());
     Ok(())
 }
