@@ -84,7 +84,9 @@ fn compare(args: &str) -> Outcome {
             check_eq!(stack["waker_comm"], "waker-b");
             check_eq!(stack["woken_from"], "task");
             check_eq!(stack["waker_pid"], std::process::id());
-            check!(functions(stack, "kernel").iter().any(|name| name.contains("pipe_read")), "{stack}");
+            // Where a wait is walked as it begins (before 6.16), the one that began before the tool has no stack.
+            let was_walked = stack["blocked_at_start"] == false || !functions(stack, "kernel").is_empty();
+            check!(!was_walked || functions(stack, "kernel").iter().any(|name| name.contains("pipe_read")), "{stack}");
             check!(functions(stack, "waker_kernel").iter().any(|name| name.contains("pipe_write")), "{stack}");
             check!(!functions(stack, "waker_user").is_empty(), "{stack}");
         }
