@@ -40,17 +40,20 @@ const volatile u32 block_io_stat = 1U << 13;
 /* The one disk wanted, major << MINORBITS | minor, or 0. */
 const volatile u32 block_disk = 0;
 const volatile enum block_owner block_owner = BLOCK_UNOWNED;
+/* Keep of each request when it was made, and where it begins. */
+const volatile bool block_details = false;
 
 struct block_state {
 	u64 owned_ns;  /* when the owner was noted, or 0 */
 	u64 issued_ns; /* when it was first given to the driver, or 0 */
+	u64 sector;    /* where it began then; what has ended of it moves its own */
 	u32 bytes;     /* its size then */
 	u32 tgid;
 	u64 group;  /* of its owner */
 	u32 wanted; /* whether the filters accept the owner */
 	u32 requeued;
 	u32 awaited; /* whether its end must come, and counts */
-	u32 unused;
+	u32 follows; /* whether it begins where the one before it ended, for a tool that notes that */
 	char comm[TASK_COMM_LEN];
 };
 
@@ -246,10 +249,14 @@ static __always_inline void block_started(const bool typed, struct request *rq)
 	if (block_disk && block_disk_of(typed, rq) != block_disk)
 		return;
 	state = block_make(rq);
-	if (state)
-		block_own(state, FIELD(rq, bio));
-	else
+	if (!state) {
 		count_lost(LOST_STATE);
+		return;
+	}
+	block_own(state, FIELD(rq, bio));
+	/* Not rq->start_time_ns, whose clock stands still while a task fills its plug. */
+	if (block_details)
+		state->owned_ns = bpf_ktime_get_ns();
 }
 
 /* At block_rq_insert: it is new unless it comes back. */
@@ -294,6 +301,8 @@ static __always_inline void block_issued(const bool typed, struct request *rq)
 		count_lost(LOST_UNSEEN);
 	state->issued_ns = bpf_ktime_get_ns();
 	state->bytes = FIELD(rq, __data_len);
+	if (block_details)
+		state->sector = FIELD(rq, __sector);
 	state->awaited =
 	    (FIELD(rq, cmd_flags) & REQ_OP_MASK) < OP_PASSTHROUGH && !(FIELD(rq, rq_flags) & block_flush_seq);
 }

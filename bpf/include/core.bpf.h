@@ -52,6 +52,28 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 	})
 
 /*
+ * Of a program that runs at entry and at return (uprobe.session since 6.13, kprobe.session since 6.10): eight bytes
+ * that each call has of its own, kept by the kernel from the one to the other, and whether this is the return.
+ * common::load puts the kernel's functions in place of these calls too.
+ */
+#define SESSION_COOKIE	  0x7c5c0003
+#define SESSION_IS_RETURN 0x7c5c0004
+
+#define REPLACED_CALL_OF(ctx, number)                                                                                  \
+	({                                                                                                             \
+		u64 __value;                                                                                           \
+                                                                                                                       \
+		asm volatile("r1 = %[c]\n\tcall %[n]\n\t%[v] = r0"                                                     \
+			     : [v] "=r"(__value)                                                                       \
+			     : [c] "r"(ctx), [n] "i"(number)                                                           \
+			     : "r0", "r1", "r2", "r3", "r4", "r5", "memory");                                          \
+		__value;                                                                                               \
+	})
+
+#define session_cookie(ctx)    ((u64 *)REPLACED_CALL_OF(ctx, SESSION_COOKIE))
+#define session_is_return(ctx) ((bool)(REPLACED_CALL_OF(ctx, SESSION_IS_RETURN) & 1))
+
+/*
  * One function body, and the programs that are its rungs. User space knows the hook by `name` and loads the first of
  * name__tp_btf and name__raw_tp that the kernel accepts. Inside, `typed` is a compile-time constant: arguments are
  * pointers that the verifier knows (tp_btf), so FIELD() is a plain load; otherwise FIELD() is a probe read.

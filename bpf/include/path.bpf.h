@@ -22,28 +22,46 @@ struct path_walk {
 	u64 used;
 };
 
-/* Begin a walk at the directory that a relative path of current starts from; false where there is none. */
-static __always_inline bool path_walk_from(struct path_walk *walk, s32 dirfd)
+/* The file that current has open under a descriptor, or NULL. */
+static __always_inline __attribute__((unused)) struct file *file_of(s32 fd)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **slots = BPF_CORE_READ(table, fd), *file = NULL;
+
+	if (fd < 0 || (u32)fd >= BPF_CORE_READ(table, max_fds))
+		return NULL;
+	bpf_probe_read_kernel(&file, sizeof(file), &slots[fd]);
+	return file;
+}
+
+static __always_inline struct path *file_path(struct file *file)
+{
+	return (void *)file + bpf_core_field_offset(struct file, f_path);
+}
+
+/* Begin a walk at `path`, up to the root of current; false where it leads nowhere. */
+static __always_inline bool path_walk_at(struct path_walk *walk, const struct path *path)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct fs_struct *fs = BPF_CORE_READ(task, fs);
 
 	walk->root_dentry = BPF_CORE_READ(fs, root.dentry);
 	walk->root_vfsmount = BPF_CORE_READ(fs, root.mnt);
-	if (dirfd == AT_FDCWD) {
-		walk->dentry = BPF_CORE_READ(fs, pwd.dentry);
-		walk->vfsmount = BPF_CORE_READ(fs, pwd.mnt);
-	} else {
-		struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-		struct file **slots = BPF_CORE_READ(table, fd), *file = NULL;
-
-		if (dirfd < 0 || (u32)dirfd >= BPF_CORE_READ(table, max_fds))
-			return false;
-		bpf_probe_read_kernel(&file, sizeof(file), &slots[dirfd]);
-		walk->dentry = BPF_CORE_READ(file, f_path.dentry);
-		walk->vfsmount = BPF_CORE_READ(file, f_path.mnt);
-	}
+	walk->dentry = BPF_CORE_READ(path, dentry);
+	walk->vfsmount = BPF_CORE_READ(path, mnt);
 	return walk->dentry && walk->vfsmount;
+}
+
+/* The same at the directory that a relative path of current starts from. */
+static __always_inline __attribute__((unused)) bool path_walk_from(struct path_walk *walk, s32 dirfd)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct fs_struct *fs = BPF_CORE_READ(task, fs);
+
+	if (dirfd == AT_FDCWD)
+		return path_walk_at(walk, (void *)fs + bpf_core_field_offset(struct fs_struct, pwd));
+	return path_walk_at(walk, file_path(file_of(dirfd)));
 }
 
 /*

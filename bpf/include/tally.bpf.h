@@ -11,7 +11,8 @@
 
 /*
  * Declare name_find(key), which finds the totals of a key or makes them from `first`; NULL, and counted as lost, where
- * there is no room. `*is_first` tells whether they were made: `first` is then counted.
+ * there is no room. `*is_first` tells whether they were made: `first` is then counted. And name_known(key), which finds
+ * the totals or NULL, for those whose `first` costs much to make.
  */
 #define TALLY(name, key_type, value_type)                                                                              \
 	struct name##_totals {                                                                                         \
@@ -30,6 +31,14 @@
 	} name##_current SEC(".maps") = {                                                                              \
 		.values = { &name##_even },                                                                            \
 	};                                                                                                             \
+                                                                                                                       \
+	static __always_inline __attribute__((unused)) value_type *name##_known(const key_type *key)                   \
+	{                                                                                                              \
+		u32 zero = 0;                                                                                          \
+		void *totals = bpf_map_lookup_elem(&name##_current, &zero);                                            \
+                                                                                                                       \
+		return totals ? bpf_map_lookup_elem(totals, key) : NULL;                                               \
+	}                                                                                                              \
                                                                                                                        \
 	static __always_inline value_type *name##_find(const key_type *key, const value_type *first, bool *is_first)   \
 	{                                                                                                              \

@@ -17,6 +17,8 @@ use crate::text::Text;
 pub struct Entry {
     /// The name it is called by.
     pub name: &'static str,
+    /// The tool that it is: itself, or another with an option preset.
+    pub is: &'static str,
     /// Its command line.
     pub command: fn() -> Command,
     /// The objects that it writes as JSON.
@@ -54,7 +56,7 @@ pub fn parse(entry: &Entry, args: impl IntoIterator<Item = OsString>) -> Result<
 
 /// Parse `args` (the program's name first) and run the tool; every error becomes one line on stderr.
 pub fn main(entry: &Entry, args: impl Iterator<Item = OsString>) -> ExitCode {
-    TOOL.get_or_init(|| entry.name);
+    TOOL.get_or_init(|| entry.is);
     let matches = match parse(entry, args) {
         Ok(matches) => matches,
         Err(Unrun::Help(text)) => {

@@ -329,6 +329,20 @@ impl Tree {
         Ok(Self::over(mount, controller, Instant::now()))
     }
 
+    /// The hierarchy that this controller is in, for tools that tell of what it does.
+    ///
+    /// # Errors
+    /// When none is mounted.
+    pub fn of_controller(name: &str) -> Result<Self> {
+        let mounts = hierarchies(&mountinfo()?);
+        let mount = mounts.iter().find(|mount| mount.has(name));
+        let mount = mount.or_else(|| mounts.iter().find(|mount| mount.controllers.is_none())).cloned();
+        let mount =
+            mount.ok_or_else(|| unsupported(format!("no cgroup hierarchy with the controller {name} is mounted")))?;
+        let controller = mount.controller()?;
+        Ok(Self::over(mount, controller, Instant::now()))
+    }
+
     fn choose(mounts: &[Mount]) -> Option<Mount> {
         let children = |mount: &Mount| {
             let mut paths = Vec::new();

@@ -143,6 +143,15 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Parse a number of milliseconds, fractions and 0 allowed, of at most a year: nanoseconds.
+pub fn milliseconds(text: &str) -> Result<u64, String> {
+    match text.parse::<f64>() {
+        Ok(milliseconds) if (0.0..=SECONDS_MAX * 1e3).contains(&milliseconds) => Ok((milliseconds * 1e6) as u64),
+        Ok(_) => Err(format!("must be from 0 to {} milliseconds", SECONDS_MAX * 1e3)),
+        Err(_) => Err("is not a number of milliseconds".into()),
+    }
+}
+
 /// Parse a percentile: more than 0, at most 100.
 pub fn percentile(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -223,6 +232,7 @@ mod tests {
         #[test]
         fn any_value_is_taken_or_refused(text in damaged_text(VALUES)) {
             prop_assert!(seconds(&text).is_ok_and(|time| !time.is_zero()) || seconds(&text).is_err());
+            prop_assert!(milliseconds(&text).is_ok_and(|ns| ns <= SECONDS_MAX as u64 * 1_000_000_000) || milliseconds(&text).is_err());
             prop_assert!(percentile(&text).is_ok_and(|percent| percent > 0.0 && percent <= 100.0) || percentile(&text).is_err());
             prop_assert!(pid(&text).is_ok_and(|pid| (1..=PID_MAX).contains(&pid)) || pid(&text).is_err());
             prop_assert!(count(&text) != Ok(0));

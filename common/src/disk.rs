@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use libbpf_rs::btf::Btf;
@@ -39,10 +40,16 @@ impl Disk {
 
     /// Its name, or `MAJOR:MINOR` when it has gone.
     pub fn name(self) -> Text<'static> {
-        let numbers = format!("{}:{}", self.major(), self.minor());
-        let path = fs::canonicalize(format!("/sys/dev/block/{numbers}"));
-        let name = path.ok().and_then(|path| Some(path.file_name()?.as_encoded_bytes().to_vec()));
-        Text::new(name.unwrap_or_else(|| numbers.into_bytes()))
+        self.known_name().unwrap_or_else(|| self.numbers())
+    }
+
+    fn known_name(self) -> Option<Text<'static>> {
+        let path = fs::canonicalize(format!("/sys/dev/block/{}:{}", self.major(), self.minor())).ok()?;
+        Some(Text::new(path.file_name()?.as_encoded_bytes().to_vec()))
+    }
+
+    fn numbers(self) -> Text<'static> {
+        Text::new(format!("{}:{}", self.major(), self.minor()).into_bytes())
     }
 
     /// From the `dev` file of its directory in sysfs.
@@ -126,6 +133,26 @@ fn requests(sys: &Path) -> u64 {
     directories(sys.join("block")).iter().map(of_disk).fold(0, u64::saturating_add)
 }
 
+/// Names of disks, each looked up once a second at most: for tools that show one in every row.
+#[derive(Default)]
+pub struct Names {
+    known: HashMap<u32, (Text<'static>, Option<Instant>)>,
+}
+
+impl Names {
+    /// The name of a disk; the last that it had where it has gone.
+    pub fn of(&mut self, disk: Disk) -> Text<'static> {
+        let (name, looked) = self.known.entry(disk.0).or_insert_with(|| (disk.numbers(), None));
+        if looked.is_none_or(|at| at.elapsed() > Duration::from_secs(1)) {
+            *looked = Some(Instant::now());
+            if let Some(now) = disk.known_name() {
+                *name = now;
+            }
+        }
+        name.clone()
+    }
+}
+
 /// Prepare an object that includes `block.bpf.h` and is about to be loaded, for one disk or all.
 ///
 /// # Errors
@@ -206,11 +233,37 @@ impl Commands {
         self.flags.iter().fold(OP_MASK, |mask, (bit, _)| mask | bit)
     }
 
+    /// The letters of blktrace: `R`, `WS`, `FF`. An `F` in front is a flush before it, one behind that the medium must have
+    /// it; then `A` for readahead, `S` for synchronous, `M` for metadata.
+    pub fn letters(&self, command: u32) -> String {
+        let has = |wanted: &str| self.flags.iter().any(|(bit, name)| *name == wanted && command & bit != 0);
+        let mut letters = String::new();
+        let mut push = |letter: &str, wanted: bool| letters.push_str(if wanted { letter } else { "" });
+        push("F", has("PreFlush"));
+        push(operation(command), true);
+        for (letter, flag) in [("F", "FUA"), ("A", "ReadAhead"), ("S", "Sync"), ("M", "Metadata")] {
+            push(letter, has(flag));
+        }
+        letters
+    }
+
     /// Flags and operation, such as `Sync-Read`.
     pub fn describe(&self, command: u32) -> String {
         let flags = self.flags.iter().filter(|(bit, _)| command & bit != 0).map(|(_, name)| *name);
         let operation = self.operations.get(&(command & OP_MASK)).map_or("Unknown", String::as_str);
         flags.chain([operation]).collect::<Vec<_>>().join("-")
+    }
+}
+
+/// The letter of an operation of `enum req_op`, include/linux/blk_types.h; `N` is a command of a driver.
+pub fn operation(command: u32) -> &'static str {
+    match command & OP_MASK {
+        0 => "R",
+        1 | 9 => "W",
+        2 => "F",
+        3 | 5 => "D",
+        32.. => "N",
+        _ => "Z",
     }
 }
 

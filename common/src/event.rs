@@ -126,7 +126,7 @@ impl<T: Events> EventView<T> {
         let [user, kernel] = self.events.stack_ids(event);
         stacks.resolve([user, kernel]);
         let stack = |id: u64| (id != 0).then(|| stacks.stack(id));
-        let stacked = Stacked { user: stack(user), kernel: stack(kernel) };
+        let stacked = Stacked { user: stack(user), kernel: stack(kernel), waker: None };
         Some(stacked.lines(*style, false).lines().map(|line| line.trim_start().to_owned()).collect())
     }
 

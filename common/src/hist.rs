@@ -19,8 +19,6 @@ use crate::table;
 use crate::text::Text;
 use crate::time;
 
-/// HIST_SLOTS of hist.bpf.h.
-const SLOTS: u32 = 976;
 /// Width of the longest bar.
 const BAR: u64 = 40;
 
@@ -30,6 +28,8 @@ const BAR: u64 = 40;
 /// So nanoseconds are scaled by 1.024 for microseconds (2^10 = 1000 × 1.024) and by 1.024² for milliseconds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Unit {
+    /// Nanoseconds, shown as they are.
+    Nsecs,
     /// Nanoseconds, shown as microseconds.
     Usecs,
     /// Nanoseconds, shown as milliseconds.
@@ -42,9 +42,15 @@ impl Unit {
         if milliseconds { Self::Msecs } else { Self::Usecs }
     }
 
+    /// Nanoseconds or microseconds, as the `-N` of some tools chooses.
+    pub fn nsecs_if(nanoseconds: bool) -> Self {
+        if nanoseconds { Self::Nsecs } else { Self::Usecs }
+    }
+
     /// `hist_shift` and `hist_divisor` of hist.bpf.h: the scale is `2^shift / divisor`.
     pub fn scale(self) -> (u32, u32) {
         match self {
+            Self::Nsecs => (0, 1),
             Self::Usecs => (7, 125),
             Self::Msecs => (14, 15625),
         }
@@ -73,6 +79,7 @@ impl Unit {
     /// The heading of the first column.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Nsecs => "nsecs",
             Self::Usecs => "usecs",
             Self::Msecs => "msecs",
         }
@@ -80,6 +87,7 @@ impl Unit {
 
     fn nanoseconds(self) -> f64 {
         match self {
+            Self::Nsecs => 1.0,
             Self::Usecs => 1e3,
             Self::Msecs => 1e6,
         }
@@ -88,6 +96,7 @@ impl Unit {
     /// log2 of the scaled size of one shown unit.
     fn log2(self) -> u32 {
         match self {
+            Self::Nsecs => 0,
             Self::Usecs => 10,
             Self::Msecs => 20,
         }
@@ -237,28 +246,13 @@ impl Reader {
 
 /// The slots of a dense histogram that were hit, all CPUs together.
 fn dense(map: &impl MapCore, mut take: impl FnMut(u32, Cell)) -> Result<()> {
-    let mut add = |slot: u32, cells: &mut dyn Iterator<Item = &[u8]>| {
+    table::each_slot(map, |slot, cells| {
         let mut cell = Cell::default();
         cells.for_each(|bytes| cell.add(Cell::from_bytes(bytes)));
         if cell.count > 0 {
             take(slot, cell);
         }
-    };
-    let batches = table::each(map, |key, value| {
-        if let Some(slot) = key.first_chunk() {
-            add(u32::from_ne_bytes(*slot), &mut value.chunks_exact(size_of::<Cell>()));
-        }
-        Ok(())
-    });
-    if batches.is_ok() {
-        return Ok(());
-    }
-    // Before 5.13 the kernel hands out one slot at a time.
-    for slot in 0..SLOTS {
-        let per_cpu = map.lookup_percpu(&slot.to_ne_bytes(), MapFlags::ANY).context("cannot read the histogram")?;
-        add(slot, &mut per_cpu.iter().flatten().map(Vec::as_slice));
-    }
-    Ok(())
+    })
 }
 
 /// How many slots of a map of `hist`'s shape were hit, as read by [`Reader`]: for tests of what many CPUs cost.
@@ -414,6 +408,65 @@ const BUCKET_FIELDS: &[Field] = &[
 /// The key of a percentile: `p99_9_ns` for the 99.9th.
 fn percentile_key(percent: f64) -> String {
     format!("p{}_ns", percent.to_string().replace('.', "_"))
+}
+
+/// What histograms of times of tasks are told apart by: `enum task_hist_key` of task_hist.bpf.h.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TaskKey {
+    /// Nothing: there is one.
+    All,
+    /// Processes.
+    Pid,
+    /// Threads.
+    Tid,
+    /// PID namespaces.
+    PidNs,
+}
+
+/// The map with the names of tasks.
+const TASK_NAMES: &str = "task_hist_names";
+
+impl TaskKey {
+    /// The fields of a histogram in JSON that say whose it is, for tools with `-P` and `-L`.
+    pub const FIELDS: [Field; 3] = [
+        Field::new("pid", Kind::Count, "process, with -P"),
+        Field::new("tid", Kind::Count, "thread, with -L"),
+        Field::new("name", Kind::Text, "name of the process or thread").or_null(),
+    ];
+
+    /// What the options `-P` and `-L` ask for.
+    pub fn of(pids: bool, tids: bool) -> Self {
+        match (pids, tids) {
+            (true, _) => Self::Pid,
+            (_, true) => Self::Tid,
+            _ => Self::All,
+        }
+    }
+
+    fn key(self) -> Option<&'static str> {
+        match self {
+            Self::All => None,
+            Self::Pid => Some("pid"),
+            Self::Tid => Some("tid"),
+            Self::PidNs => Some("pidns"),
+        }
+    }
+
+    /// Tell an object that is about to be loaded, which counts in `unit` and may split by groups of tasks too. Whether it
+    /// then keeps a histogram for each id.
+    ///
+    /// # Errors
+    /// When the object has no histogram of tasks.
+    pub fn configure<'obj>(self, open: &mut impl OpenSkel<'obj>, unit: Unit, is_split: bool) -> Result<bool> {
+        let object = open.open_object_mut();
+        if let Some(mut names) = object.maps_mut().find(|map| map.name() == TASK_NAMES) {
+            names.set_autocreate(self != Self::All)?;
+        }
+        Knobs::of(object)?.set("task_hist_by", &(self as u32).to_ne_bytes())?;
+        let keyed = self != Self::All || is_split;
+        unit.configure(open, keyed)?;
+        Ok(keyed)
+    }
 }
 
 /// What one of several histograms is about.
@@ -598,6 +651,16 @@ impl<'o> HistogramView<'o> {
         self
     }
 
+    /// One for each task of this kind, with its name as task_hist.bpf.h noted it.
+    pub fn by_task(self, by: TaskKey) -> Self {
+        let Some(key) = by.key() else { return self };
+        let names = self.object.maps().find(|map| map.name() == TASK_NAMES);
+        self.by_key(key, move |id| {
+            let name = names.as_ref()?.lookup(&id.to_ne_bytes(), MapFlags::ANY).ok()??;
+            Some(Text::until_nul(&name).into_owned())
+        })
+    }
+
     /// One for each id, of which `section` says all.
     pub fn by_section(self, section: impl Fn(u64) -> Option<Section> + 'o) -> Self {
         Self { label: Label::Section(Box::new(section)), ..self }
@@ -649,6 +712,9 @@ mod tests {
 
     use super::*;
 
+    /// HIST_SLOTS of hist.bpf.h.
+    const SLOTS: u32 = 976;
+
     fn of(values: &[u64], unit: Unit) -> Histogram {
         let mut histogram = Histogram::new(unit);
         values.iter().for_each(|value| histogram.add(*value));
@@ -669,6 +735,7 @@ mod tests {
         // 1.999 us belongs to "0 -> 1", 2.000 us to "2 -> 3": as if the kernel had counted whole microseconds.
         assert_eq!(of(&[0, 999, 1_999, 2_000, 3_999, 4_000], Unit::Usecs).rows(), [3, 2, 1]);
         assert_eq!(of(&[1_999_999, 2_000_000], Unit::Msecs).rows(), [1, 1]);
+        assert_eq!(of(&[0, 1, 2, 3, 4, 15, 16], Unit::Nsecs).rows(), [2, 2, 1, 1, 1]);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The ends of sockets: options that choose them, and how they are written.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Result, bail};
 use clap::Args;
 use libbpf_rs::skel::OpenSkel;
+use nix::errno::Errno;
 
 use crate::load::Knobs;
 use crate::out::Column;
@@ -76,6 +77,47 @@ pub fn address(family: u16, bytes: &[u8; 16]) -> IpAddr {
     }
 }
 
+/// An end of a connection: `ADDRESS:PORT`, or `[ADDRESS]:PORT` for IPv6.
+pub fn end(family: u16, bytes: &[u8; 16], port: u16) -> String {
+    SocketAddr::new(address(family, bytes), port).to_string()
+}
+
+/// The name of a state of TCP, by its number; `None` for one that is not known.
+pub fn state(number: u32) -> Option<&'static str> {
+    /// enum of include/net/tcp_states.h.
+    const STATES: [&str; 13] = [
+        "ESTABLISHED",
+        "SYN_SENT",
+        "SYN_RECV",
+        "FIN_WAIT1",
+        "FIN_WAIT2",
+        "TIME_WAIT",
+        "CLOSE",
+        "CLOSE_WAIT",
+        "LAST_ACK",
+        "LISTEN",
+        "CLOSING",
+        "NEW_SYN_RECV",
+        "BOUND_INACTIVE",
+    ];
+    STATES.get((number as usize).checked_sub(1)?).copied()
+}
+
+/// In a word, what came of an attempt to connect: an `attempt_outcome` of attempt.bpf.h, and the error of one that failed.
+pub fn outcome(outcome: u32, errno: i32) -> String {
+    match (outcome, errno) {
+        (0, _) => "ok".into(),
+        (2, _) => "closed".into(),
+        (3, _) => "no answer".into(),
+        (_, 0) => "failed".into(),
+        (_, libc::ECONNREFUSED) => "refused".into(),
+        (_, libc::ECONNRESET) => "reset".into(),
+        (_, libc::ETIMEDOUT) => "timeout".into(),
+        (_, libc::ENETUNREACH | libc::EHOSTUNREACH) => "unreachable".into(),
+        _ => format!("{:?}", Errno::from_raw(errno)),
+    }
+}
+
 /// Columns with room for any address in those whose key ends with `_address`.
 pub fn widened(columns: &[Column]) -> Vec<Column> {
     let width = |column: &Column| if column.key.ends_with("_address") { IPV6_WIDTH } else { column.width };
@@ -102,6 +144,16 @@ mod tests {
         bytes[..4].copy_from_slice(&[127, 0, 0, 1]);
         assert_eq!(address(libc::AF_INET as u16, &bytes).to_string(), "127.0.0.1");
         assert_eq!(address(libc::AF_INET6 as u16, &Ipv6Addr::LOCALHOST.octets()).to_string(), "::1");
+    }
+
+    #[test]
+    fn ends_and_states_are_written_as_usual() {
+        assert_eq!(end(libc::AF_INET as u16, &[1; 16], 80), "1.1.1.1:80");
+        assert_eq!(end(libc::AF_INET6 as u16, &Ipv6Addr::LOCALHOST.octets(), 443), "[::1]:443");
+        assert_eq!(
+            [0, 1, 10, 12, 14].map(state),
+            [None, Some("ESTABLISHED"), Some("LISTEN"), Some("NEW_SYN_RECV"), None]
+        );
     }
 
     #[test]

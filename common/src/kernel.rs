@@ -13,6 +13,8 @@ use crate::fault::unsupported;
 
 /// Where the kernel publishes its own types.
 pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
+/// Where it publishes those of its modules, too.
+const MODULES_BTF: &str = "/sys/kernel/btf";
 /// The kernel's types: where they are, and a read-only view to search.
 pub struct Btf {
     custom: Option<PathBuf>,
@@ -85,6 +87,13 @@ impl Btf {
         types.iter().find(|found| found.name_offset == name_offset && found.kind == BTF_FUNC).map(|found| found.id)
     }
 
+    /// The id of a variable that each CPU has one of; none where the types came from a file.
+    pub fn variable(&self, name: &str) -> Option<u32> {
+        let types = Types::of(self.bytes()).filter(|_| self.custom.is_none())?;
+        let name_offset = types.name_offset(name)?;
+        types.iter().find(|found| found.name_offset == name_offset && found.kind == BTF_VAR).map(|found| found.id)
+    }
+
     /// How many arguments the programs on a tracepoint get, or `None` when the kernel does not say.
     ///
     /// They are those of the function that `btf_trace_NAME` points to, but for its first, which is internal.
@@ -106,6 +115,18 @@ impl Btf {
             values.chunks_exact(8).find(|value| word(value, 0) == Some(name_offset)).and_then(|value| word(value, 1))
         };
         types.iter().filter(|found| found.kind == BTF_ENUM).find_map(|found| named(found.trailer))
+    }
+
+    /// All values of the enums (of 32-bit values) whose name is `wanted`, each with its name: the kernel's, and those of
+    /// `modules` as far as they are there.
+    pub fn enumerators(&self, modules: &[&str], wanted: impl Fn(&str) -> bool) -> Vec<(u32, String)> {
+        let Some(base) = Types::of(self.bytes()) else { return Vec::new() };
+        let mut found = base.enumerators(None, &wanted);
+        for module in modules.iter().filter(|_| self.custom.is_none()) {
+            let bytes = fs::read(format!("/sys/kernel/btf/{module}")).unwrap_or_default();
+            found.extend(Types::of(&bytes).iter().flat_map(|types| types.enumerators(Some(&base), &wanted)));
+        }
+        found
     }
 
     /// The types as they are published.
@@ -138,6 +159,7 @@ const BTF_TYPEDEF: u32 = 8;
 const BTF_FUNC: u32 = 12;
 pub(crate) const BTF_FUNC_PROTO: u32 = 13;
 pub(crate) const BTF_FLOAT: u32 = 16;
+const BTF_VAR: u32 = 14;
 const BTF_TYPE_TAG: u32 = 18;
 pub(crate) const BTF_ENUM64: u32 = 19;
 
@@ -207,6 +229,26 @@ impl<'a> Types<'a> {
         std::ffi::CStr::from_bytes_until_nul(self.text(offset)).ok().map(std::ffi::CStr::to_bytes)
     }
 
+    /// The values of its enums whose name is `wanted`. The names of a module go on where those of its `base` end.
+    fn enumerators(&self, base: Option<&Self>, wanted: impl Fn(&str) -> bool) -> Vec<(u32, String)> {
+        let name = |offset: u32| {
+            let bytes = match base {
+                Some(base) if (offset as usize) < base.strings.len() => base.name(offset),
+                Some(base) => self.name(offset - base.strings.len() as u32),
+                None => self.name(offset),
+            };
+            bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        };
+        let enums = self
+            .iter()
+            .filter(|found| found.kind == BTF_ENUM && name(found.name_offset).is_some_and(|name| wanted(&name)));
+        let values = |found: Type<'a>| {
+            let pair = |value: &[u8]| Some((word(value, 1)?, name(word(value, 0)?)?));
+            found.trailer.chunks_exact(8).filter_map(pair).collect::<Vec<_>>()
+        };
+        enums.flat_map(values).collect()
+    }
+
     /// All types up to the first of a kind that is not known here.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Type<'a>> + 'a {
         self.from(1, 0)
@@ -219,7 +261,7 @@ impl<'a> Types<'a> {
             let info = word(rest, 1)?;
             let (kind, members) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
             let trailer = match kind {
-                BTF_INT | 14 | 17 => 4,
+                BTF_INT | BTF_VAR | 17 => 4,
                 BTF_PTR | BTF_FWD..=BTF_FUNC | BTF_FLOAT | BTF_TYPE_TAG => 0,
                 BTF_ARRAY => 12,
                 BTF_STRUCT | BTF_UNION | 15 | BTF_ENUM64 => 12 * members,
@@ -272,6 +314,24 @@ pub fn tracefs() -> Option<&'static Path> {
 /// Where the cgroup v2 hierarchy is mounted.
 pub fn cgroup2_root() -> Option<PathBuf> {
     cgroup::v2_mount_point()
+}
+
+/// Whether the kernel lets the caller go through the types of its modules, as libbpf does to hook a function of one: with
+/// CAP_SYS_ADMIN only (`bpf_obj_get_next_id()` of kernel/bpf/syscall.c).
+pub fn may_load_types_of_modules() -> bool {
+    let mut id = 0;
+    // SAFETY: the kernel writes the next id to a valid integer.
+    unsafe { libbpf_sys::bpf_btf_get_next_id(0, &raw mut id) == 0 }
+}
+
+/// Whether the types of a module that is loaded mention a function of this name.
+pub fn modules_mention(name: &str) -> bool {
+    let entries = fs::read_dir(MODULES_BTF).into_iter().flatten().flatten();
+    let mut modules = entries.map(|entry| entry.path()).filter(|path| *path != Path::new(VMLINUX_BTF));
+    modules.any(|path| {
+        let bytes = fs::read(path).unwrap_or_default();
+        Types::of(&bytes).is_some_and(|types| find_name(types.strings, name).is_some())
+    })
 }
 
 /// Whether maps of this type can be made here.
@@ -333,6 +393,10 @@ mod tests {
                 prop_assert!(btf.function(name).is_none() || btf.mentions(name));
                 prop_assert!(btf.tracepoint_arguments(name).is_none_or(|count| count < 1 << 16));
                 btf.enumerator(name);
+                btf.enumerators(&[], |known| known != name);
+            }
+            if let (Some(types), Some(base)) = (Types::of(btf.bytes()), Types::of(TYPES[0])) {
+                types.enumerators(Some(&base), |_| true);
             }
             btf.tracepoints_are_preemptible();
         }
@@ -351,6 +415,8 @@ mod tests {
         let btf = Btf { custom: None, bytes: Bytes::Read(TYPES[0].to_vec()) };
         let bits = ["FIRST_BIT", "SECOND_BIT", "THIRD_BIT"].map(|name| btf.enumerator(name));
         assert_eq!(bits, [Some(3), Some(7), Some(9)]);
+        let all = btf.enumerators(&[], |_| true);
+        assert!(all.contains(&(7, "SECOND_BIT".into())) && btf.enumerators(&[], |_| false).is_empty(), "{all:?}");
         assert_eq!(btf.tracepoint_arguments("block_rq_issue"), Some(2));
         assert_eq!(btf.tracepoint_arguments("sched_switch"), Some(4));
         assert!(btf.function("bpf_preempt_disable").is_some());

@@ -56,6 +56,8 @@ pub struct Hook {
     optional: bool,
     /// Names that the kernel's types must mention for its programs to work.
     needs: &'static [&'static str],
+    /// The function that it hooks, where that is not the one of its sections.
+    function: Option<&'static str>,
 }
 
 impl Hook {
@@ -63,16 +65,21 @@ impl Hook {
     pub const fn needing(self, names: &'static [&'static str]) -> Self {
         Self { needs: names, ..self }
     }
+
+    /// The same hook at another function than its sections name, which may be one of a module.
+    pub const fn at(self, function: &'static str) -> Self {
+        Self { function: Some(function), ..self }
+    }
 }
 
 /// A hook without which the tool cannot work.
 pub const fn hook(name: &'static str) -> Hook {
-    Hook { name, optional: false, needs: &[] }
+    Hook { name, optional: false, needs: &[], function: None }
 }
 
 /// A hook whose absence only degrades the tool.
 pub const fn optional_hook(name: &'static str) -> Hook {
-    Hook { name, optional: true, needs: &[] }
+    Hook { name, optional: true, needs: &[], function: None }
 }
 
 /// One of several ways of a tool to do its work.
@@ -235,6 +242,11 @@ impl Loader {
         &self.btf
     }
 
+    /// Whether the kernel or a module that is loaded has a function of this name that can be hooked.
+    pub fn has_function(&self, name: &str) -> bool {
+        self.btf.mentions(name) || kernel::modules_mention(name) || probe_kprobe(name).is_ok()
+    }
+
     /// Keep the state of tasks in hashes, which can be read as a whole.
     pub fn without_task_storage(&mut self) {
         self.only_hashes = true;
@@ -305,11 +317,17 @@ impl Loader {
         }
         self.say(|| format!("programs: {}", programs.join(" ")));
         for mut program in object.progs_mut() {
-            let chosen = programs.iter().any(|name| program.name().to_str() == Some(name));
-            program.set_autoload(chosen);
+            let index = programs.iter().position(|name| program.name().to_str() == Some(name));
+            program.set_autoload(index.is_some());
+            let chosen = index.map(|index| &plan.hooks[index]).filter(|chosen| chosen.rung.starts_with('f'));
+            if let Some(Chosen { rung, target, .. }) = chosen {
+                let set = program.set_attach_target(0, Some(target.clone()));
+                set.map_err(|error| unsupported(format!("the kernel refuses the hook {rung}/{target}: {error}")))?;
+            }
         }
         // Only where the verifier knows the task's type can it be asked for its storage.
-        let typed = programs.iter().all(|name| !name.contains("__") || name.ends_with("__tp_btf"));
+        let typed = ["__tp_btf", "__fentry", "__fexit"];
+        let typed = programs.iter().all(|name| !name.contains("__") || typed.iter().any(|rung| name.ends_with(rung)));
         let has_storage = self.has_task_storage() && typed;
         let is = |kinds: &[MapType]| object.maps().any(|map| kinds.contains(&map.map_type()));
         if is(&[MapType::TaskStorage, MapType::SkStorage]) {
@@ -324,7 +342,8 @@ impl Loader {
             plan.transport = Some(if self.perf { "perf" } else { "ring" });
         }
         self.prepare_maps(object, has_storage)?;
-        self.guard_from_preemption(object)?;
+        self.replace_calls(object)?;
+        self.find_preempt_count(object)?;
         let models = target.apply(object)?;
         target.wish.apply(object)?;
         let excerpt = self.excerpt.take().map(|excerpt| excerpt.fill(&self.btf, object)).transpose()?;
@@ -385,6 +404,7 @@ impl Loader {
             .collect();
         let choice = |program: &str, section: &str, refused: Vec<Refused>| {
             let (rung, target) = section.split_once('/').unwrap_or((section, ""));
+            let target = hook.function.unwrap_or(target);
             let chosen = Chosen { hook: name.to_owned(), rung: rung.to_owned(), target: target.to_owned() };
             Choice { program: program.to_owned(), chosen, refused }
         };
@@ -397,6 +417,7 @@ impl Loader {
                 continue;
             };
             let target = section.split_once('/').map_or("", |(_, target)| target);
+            let target = hook.function.unwrap_or(target);
             if self.tool.hook.as_ref().is_some_and(|forced| forced != suffix && is_rung(forced)) {
                 continue;
             }
@@ -419,8 +440,13 @@ impl Loader {
             Rung::TpBtf | Rung::RawTp if traced => Ok(()),
             Rung::TpBtf | Rung::RawTp => Err("no such tracepoint".into()),
             Rung::Tp => probe_tracefs(target),
-            Rung::Fentry | Rung::Fexit if !self.btf.mentions(target) => Err("no such function".into()),
-            Rung::Fentry | Rung::Fexit => probe_fentry(target),
+            Rung::Fentry | Rung::Fexit if self.btf.mentions(target) => probe_fentry(target),
+            // What can be done with one function can be done with those of modules.
+            Rung::Fentry | Rung::Fexit if kernel::modules_mention(target) => {
+                let may = kernel::may_load_types_of_modules();
+                if may { has_fentry() } else { Err("a function of a module, for which it takes CAP_SYS_ADMIN".into()) }
+            }
+            Rung::Fentry | Rung::Fexit => Err("no such function".into()),
             Rung::Kprobe | Rung::Kretprobe => probe_kprobe(target),
         }
     }
@@ -459,8 +485,8 @@ impl Loader {
     }
 
     /// Replace the calls of `UNPREEMPTED` in core.bpf.h, in programs of the kinds that can be preempted here, by those of
-    /// the kernel's functions, elsewhere by nothing.
-    fn guard_from_preemption(&self, object: &mut OpenObject) -> Result<()> {
+    /// the kernel's functions, elsewhere by nothing; and those that only programs of sessions make.
+    fn replace_calls(&self, object: &mut OpenObject) -> Result<()> {
         let tracepoints = self.btf.tracepoints_are_preemptible();
         let function = |name| self.btf.function(name);
         let functions = LazyCell::new(|| function("bpf_preempt_disable").zip(function("bpf_preempt_enable")));
@@ -470,6 +496,14 @@ impl Loader {
             let mut instructions = program.insns().to_vec();
             for instruction in &mut instructions {
                 let is_disable = instruction.imm == PREEMPT_DISABLE;
+                if instruction.code == CALL
+                    && let Some((_, name)) = SESSION_CALLS.iter().find(|(call, _)| *call == instruction.imm)
+                {
+                    let function = self.btf.function(name).ok_or_else(|| unsupported(format!("no {name} here")))?;
+                    instruction.set_src_reg(libbpf_sys::BPF_PSEUDO_KFUNC_CALL as u8);
+                    instruction.imm = function as i32;
+                    continue;
+                }
                 if instruction.code != CALL || !is_disable && instruction.imm != PREEMPT_ENABLE {
                     continue;
                 }
@@ -480,17 +514,33 @@ impl Loader {
                     *instruction = NOTHING[0];
                 }
             }
-            // SAFETY: libbpf copies the instructions, of which there are as many as before.
-            let status = unsafe {
-                libbpf_sys::bpf_program__set_insns(
-                    program.as_libbpf_object().as_ptr(),
-                    instructions.as_mut_ptr(),
-                    instructions.len() as _,
-                )
-            };
-            if status != 0 {
-                bail!("cannot prepare program {}", program.name().to_string_lossy());
+            replace(&program, &mut instructions)?;
+        }
+        Ok(())
+    }
+
+    /// Put the address of the kernel's count of interrupts, which each CPU of x86-64 has, where interrupt.bpf.h reads it.
+    fn find_preempt_count(&self, object: &mut OpenObject) -> Result<()> {
+        let knobs = Knobs::of(object)?;
+        if !knobs.has(PREEMPT_COUNT_KNOWN) {
+            return Ok(());
+        }
+        let variable = self.btf.variable("__preempt_count").or_else(|| self.btf.variable("pcpu_hot"));
+        let variable = variable.filter(|id| has_address(*id));
+        knobs.set(PREEMPT_COUNT_KNOWN, &[u8::from(variable.is_some())])?;
+        if variable.is_none() && cfg!(target_arch = "x86_64") {
+            self.degrade("the kernel does not tell where it counts interrupts: wakeups by them are told by the stack");
+        }
+        for program in object.progs_mut().filter(|program| program.autoload()) {
+            let mut instructions = program.insns().to_vec();
+            for instruction in &mut instructions {
+                if instruction.code == LOAD_64 && instruction.imm == PREEMPT_COUNT {
+                    let source = if variable.is_some() { libbpf_sys::BPF_PSEUDO_BTF_ID } else { 0 };
+                    instruction.set_src_reg(source as u8);
+                    instruction.imm = variable.unwrap_or(0) as i32;
+                }
             }
+            replace(&program, &mut instructions)?;
         }
         Ok(())
     }
@@ -535,9 +585,57 @@ fn probe_tracefs(target: &str) -> Result<(), String> {
     }
 }
 
+/// Give a program that is not loaded yet these instructions.
+fn replace(program: &libbpf_rs::OpenProgramMut<'_>, instructions: &mut [libbpf_sys::bpf_insn]) -> Result<()> {
+    // SAFETY: libbpf copies the instructions, of which there are as many as before.
+    let status = unsafe {
+        libbpf_sys::bpf_program__set_insns(
+            program.as_libbpf_object().as_ptr(),
+            instructions.as_mut_ptr(),
+            instructions.len() as _,
+        )
+    };
+    if status != 0 {
+        bail!("cannot prepare program {}", program.name().to_string_lossy());
+    }
+    Ok(())
+}
+
+/// Whether the kernel knows where a variable of its types is, which takes CONFIG_KALLSYMS_ALL: a program that asks for it
+/// is loaded.
+fn has_address(id: u32) -> bool {
+    let mut load = NOTHING[0];
+    load.code = LOAD_64;
+    load.set_dst_reg(1);
+    load.set_src_reg(libbpf_sys::BPF_PSEUDO_BTF_ID as u8);
+    load.imm = id as i32;
+    let mut second = NOTHING[0];
+    second.code = 0;
+    let program = [load, second, NOTHING[0], NOTHING[1]];
+    // SAFETY: the instructions are there for the length given, and the licence is a string; nothing else is passed.
+    unsafe {
+        let fd = libbpf_sys::bpf_prog_load(
+            libbpf_sys::BPF_PROG_TYPE_RAW_TRACEPOINT,
+            std::ptr::null(),
+            c"Dual BSD/GPL".as_ptr(),
+            program.as_ptr(),
+            program.len() as _,
+            std::ptr::null_mut(),
+        );
+        fd >= 0 && libc::close(fd) == 0
+    }
+}
+
+/// The address in interrupt.bpf.h, the code that loads it, and the knob that says that there is one.
+const PREEMPT_COUNT: i32 = 0x7c5c_0003;
+const LOAD_64: u8 = (libbpf_sys::BPF_LD | libbpf_sys::BPF_IMM | libbpf_sys::BPF_DW) as u8;
+const PREEMPT_COUNT_KNOWN: &str = "preempt_count_per_cpu";
+
 /// The two calls of `UNPREEMPTED` in core.bpf.h, and the code of a call.
 const PREEMPT_DISABLE: i32 = 0x7c5c_0001;
 const PREEMPT_ENABLE: i32 = 0x7c5c_0002;
+/// The calls of programs that run at entry and at return, and what they stand for.
+const SESSION_CALLS: [(i32, &str); 2] = [(0x7c5c_0003, "bpf_session_cookie"), (0x7c5c_0004, "bpf_session_is_return")];
 const CALL: u8 = (libbpf_sys::BPF_JMP | libbpf_sys::BPF_CALL) as u8;
 
 /// `mov r0, 0; exit`
@@ -671,9 +769,14 @@ impl Knobs {
         Ok(())
     }
 
+    /// Whether the object has such a constant.
+    fn has(&self, name: &str) -> bool {
+        self.layout.iter().any(|(known, ..)| known == name)
+    }
+
     /// The same where the object has such a constant.
     pub(crate) fn set_if_there(&self, name: &str, value: &[u8]) -> Result<()> {
-        if self.layout.iter().any(|(known, ..)| known == name) { self.set(name, value) } else { Ok(()) }
+        if self.has(name) { self.set(name, value) } else { Ok(()) }
     }
 }
 

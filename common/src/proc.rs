@@ -1,11 +1,11 @@
 //! What /proc says of a process. Every reader tolerates that the process ends meanwhile.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -138,6 +138,38 @@ pub fn parents() -> HashMap<u32, u32> {
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let parent = |pid: u32| Thread { pid, tid: pid }.stat()?.1.get(1)?.parse().ok();
     pids.filter_map(|pid: u32| Some((pid, parent(pid)?))).collect()
+}
+
+/// A file that a process has mapped to execute.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Executable {
+    /// Device and inode, as /proc/PID/maps has them.
+    pub file: (u64, u64),
+    /// A path by which this very file can be opened, whatever its mount namespace.
+    pub path: PathBuf,
+    /// What the process calls it.
+    pub name: PathBuf,
+}
+
+/// The files that a process has mapped to execute, each once.
+///
+/// # Errors
+/// When it has gone or may not be looked at.
+pub fn executables(pid: u32) -> io::Result<Vec<Executable>> {
+    let maps = fs::read(format!("/proc/{pid}/maps"))?;
+    let mappings = maps.split(|&byte| byte == b'\n').filter_map(Mapping::parse);
+    let mut found: Vec<Executable> = Vec::new();
+    for mapped in mappings.filter(|mapped| mapped.executable && mapped.file.1 != 0) {
+        if found.iter().any(|known| known.file == mapped.file) {
+            continue;
+        }
+        let by_map = PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", mapped.start, mapped.end));
+        let name = Path::new(OsStr::from_bytes(mapped.path));
+        let by_root = Path::new(&format!("/proc/{pid}/root")).join(name.strip_prefix("/").unwrap_or(name));
+        let path = if by_map.metadata().is_ok() { by_map } else { by_root };
+        found.push(Executable { file: mapped.file, path, name: name.to_owned() });
+    }
+    Ok(found)
 }
 
 /// One line of /proc/PID/maps.

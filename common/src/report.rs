@@ -32,7 +32,11 @@ pub struct ReportArgs {
 impl ReportArgs {
     /// The two stacks of an entry, as far as they are asked for.
     pub fn stacked(&self, user: impl FnOnce() -> Stack, kernel: impl FnOnce() -> Stack) -> Stacked {
-        Stacked { user: (!self.kernel_stacks_only).then(user), kernel: (!self.user_stacks_only).then(kernel) }
+        Stacked {
+            user: (!self.kernel_stacks_only).then(user),
+            kernel: (!self.user_stacks_only).then(kernel),
+            waker: None,
+        }
     }
 
     /// Say what will have no name for want of a capability.
@@ -221,7 +225,8 @@ impl StackReport {
             for (column, cell) in self.said(entry) {
                 marks += &format!(" {}={cell}", column.key);
             }
-            (format!("{lines}    {:<16} {}{marks}\n", "-", entry.task), self.drawn(entry))
+            let sign = if entry.stacked.known_waker().is_some() { "target:" } else { "-" };
+            (format!("{lines}    {sign:<16} {}{marks}\n", entry.task), self.drawn(entry))
         });
         for (block, value) in stack::merge(blocks) {
             out.text(format!("{block}        {}\n\n", value / self.shape.divisor));
@@ -263,6 +268,11 @@ impl StackReport {
             }
             for (key, stack) in [("user", &entry.stacked.user), ("kernel", &entry.stacked.kernel)] {
                 object.insert(key.into(), stack.as_ref().map_or(Value::Null, Stack::json));
+            }
+            if let Some(waker) = &entry.stacked.waker {
+                for (key, stack) in [("waker_user", &waker.stacked.user), ("waker_kernel", &waker.stacked.kernel)] {
+                    object.insert(key.into(), stack.as_ref().map_or(Value::Null, Stack::json));
+                }
             }
             Value::Object(object)
         };

@@ -111,12 +111,33 @@ pub fn events(columns: &[Column]) -> Vec<Record> {
     vec![Record { what: "for each event", fields: shown(columns) }]
 }
 
+/// A line for each interval, of a tool whose summary is one row.
+pub fn intervals(columns: &[Column]) -> Vec<Record> {
+    vec![Record { what: "for each interval", fields: of_columns(columns) }]
+}
+
 /// A line for each interval with all rows of its table.
 pub fn tables(columns: &[Column]) -> Vec<Record> {
     // Described once for the life of the process.
     let rows = Vec::leak(split(shown(columns)));
     let fields = vec![TIME, Field::new("rows", Kind::Objects(rows), "the rows of the table")];
     vec![Record { what: "for each interval", fields }]
+}
+
+/// The same for a tool whose rows are not of processes.
+pub fn plain_tables(columns: &[Column]) -> Vec<Record> {
+    let rows = Vec::leak(of_columns(columns));
+    let fields = vec![TIME, Field::new("rows", Kind::Objects(rows), "the rows of the table")];
+    vec![Record { what: "for each interval", fields }]
+}
+
+/// A line for each interval with its histograms, which are not of tasks and `keys` tell apart.
+pub fn plain_histograms(keys: &[Field]) -> Vec<Record> {
+    let fields: Vec<Field> = keys.iter().chain(hist::FIELDS).copied().collect();
+    let histograms = Kind::Objects(Vec::leak(fields));
+    let fields =
+        vec![TIME, Field::new("histograms", histograms, "one for each key; those without values are left out")];
+    vec![Record { what: "for each interval, with -d", fields }]
 }
 
 /// A line for each interval with its histograms, which `keys` tell apart.
@@ -142,10 +163,22 @@ pub fn stacks(fields: &[Field], each: &[Field]) -> Vec<Record> {
 
 /// A line for each report of user and kernel stacks, whose other fields are `columns`.
 pub fn stack_report(fields: &[Field], columns: &[Column]) -> Vec<Record> {
+    stacks(fields, &of_stacks(columns))
+}
+
+/// The same with the stacks of who woke each task.
+pub fn waker_report(columns: &[Column]) -> Vec<Record> {
+    let mut each = of_stacks(columns);
+    each.push(frames("waker_user", "user stack of who woke it, innermost frame first; empty where an interrupt did"));
+    each.push(frames("waker_kernel", "kernel stack of who woke it, innermost frame first"));
+    stacks(&[], &each)
+}
+
+fn of_stacks(columns: &[Column]) -> Vec<Field> {
     let mut each = split(shown(columns));
     each.push(frames("user", "user stack, innermost frame first; null where not asked for or missed"));
     each.push(frames("kernel", "kernel stack, innermost frame first; null where not asked for or missed"));
-    stacks(fields, &each)
+    each
 }
 
 /// The frames of a stack, innermost first.

@@ -20,7 +20,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use crate::child::Child;
 use crate::cli::Step;
 use crate::fault::{Done, unsupported};
-use crate::load::Loaded;
+use crate::load::{Chosen, Loaded};
 use crate::lost::Lost;
 use crate::out::Out;
 use crate::privilege::{self, Capability};
@@ -165,13 +165,16 @@ impl Sink<'_> {
 }
 
 impl<'obj, S: Skel<'obj>> Loaded<S> {
-    /// Attach one program to where its section says.
+    /// Attach one program to what was chosen for it.
     ///
     /// # Errors
     /// Unsupported, naming the hook, when the kernel refuses.
-    fn attach(&self, program: &ProgramMut<'_>) -> Result<Link> {
-        let section = program.section().to_string_lossy().trim_start_matches('?').to_owned();
-        program.attach().map_err(|error| unsupported(format!("the kernel refuses the hook {section}: {error}")))
+    fn attach(&self, program: &ProgramMut<'_>, Chosen { rung, target, .. }: &Chosen) -> Result<Link> {
+        let link = match rung.as_str() {
+            "kprobe" | "kretprobe" => program.attach_kprobe(rung == "kretprobe", target),
+            _ => program.attach(),
+        };
+        link.map_err(|error| unsupported(format!("the kernel refuses the hook {rung}/{target}: {error}")))
     }
 
     /// Attach every chosen program that has rungs; programs without are their tool's to attach.
@@ -180,10 +183,12 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
     /// Unsupported, naming the hook that the kernel refuses; those attached before are detached again.
     pub fn attach_hooks(&self) -> Result<Vec<Link>> {
         let chosen = |program: &ProgramMut<'_>| {
-            let name = program.name().to_string_lossy().into_owned();
-            name.contains("__") && self.uses(&name)
+            let name = program.name().to_str()?;
+            let index = self.programs.iter().position(|chosen| chosen == name && name.contains("__"))?;
+            self.plan.hooks.get(index)
         };
-        self.skel.object().progs_mut().filter(chosen).map(|program| self.attach(&program)).collect()
+        let programs = self.skel.object().progs_mut();
+        programs.filter_map(|program| chosen(&program).map(|chosen| self.attach(&program, chosen))).collect()
     }
 
     /// Attach and run until the end that `run` names, a signal, or until nobody reads the output.

@@ -195,11 +195,55 @@ pub struct Stacked {
     pub user: Option<Stack>,
     /// Its kernel stack, if wanted.
     pub kernel: Option<Stack>,
+    /// Who woke it there, where the tool tells.
+    pub waker: Option<Box<Waker>>,
+}
+
+/// What ended the wait of a task.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Waker {
+    /// Its name as a step of a path; empty where there is none to tell.
+    pub name: String,
+    /// The same for people, with its id.
+    pub task: String,
+    /// Where it did that. Its own waker is not known.
+    pub stacked: Stacked,
+}
+
+impl Waker {
+    /// A line for each frame, outermost first, below its name.
+    fn lines(&self, style: Style, delimited: bool) -> String {
+        let frames = self.stacked.lines(style, delimited);
+        let mut lines: Vec<&str> = frames.lines().collect();
+        lines.reverse();
+        let frames: String = lines.into_iter().map(|line| format!("{line}\n")).collect();
+        format!("    {:<16} {}\n{frames}    {:<16} --\n", "waker:", self.task, "--")
+    }
+
+    /// The steps from where it woke the other outwards, and itself.
+    fn path(&self, style: Style, delimited: bool) -> Vec<Step<'_>> {
+        let step = |label: &str, kind| Step { label: label.to_owned(), kind, frame: None, innermost: false };
+        let mut path = vec![step("--", Kind::Mark)];
+        path.extend(self.stacked.path(style, delimited).into_iter().rev());
+        path.push(step(&self.name, Kind::Task));
+        path
+    }
 }
 
 impl Stacked {
     /// A line for each frame, innermost first, with `--` between the two where they are `delimited`.
     pub fn lines(&self, style: Style, delimited: bool) -> String {
+        let mut above = self.known_waker().map(|waker| waker.lines(style, delimited)).unwrap_or_default();
+        above.push_str(&self.own_lines(style, delimited));
+        above
+    }
+
+    /// Who woke it, where there was somebody.
+    pub fn known_waker(&self) -> Option<&Waker> {
+        self.waker.as_deref().filter(|waker| !waker.name.is_empty())
+    }
+
+    fn own_lines(&self, style: Style, delimited: bool) -> String {
         let mut lines = String::new();
         for (stack, missed) in [(&self.kernel, MISSED_KERNEL), (&self.user, MISSED_USER)] {
             let Some(stack) = stack else {
@@ -218,7 +262,8 @@ impl Stacked {
         lines
     }
 
-    /// The frames outermost first, with `-` between the two stacks where they are `delimited`.
+    /// The frames outermost first, with `-` between the two stacks where they are `delimited`; behind them, after `--`,
+    /// those of who woke it, innermost first.
     pub fn path(&self, style: Style, delimited: bool) -> Vec<Step<'_>> {
         let stacks = [(&self.user, Kind::User, MISSED_USER), (&self.kernel, Kind::Kernel, MISSED_KERNEL)];
         let mut path = Vec::new();
@@ -240,6 +285,7 @@ impl Stacked {
                 innermost: index == 0,
             }));
         }
+        path.extend(self.known_waker().into_iter().flat_map(|waker| waker.path(style, delimited)));
         path
     }
 
@@ -503,13 +549,17 @@ mod tests {
 
     #[test]
     fn frames_are_written_in_both_orders() {
-        let both = Stacked { user: stack(&["read; x", "main"], false), kernel: stack(&["vfs_read", "sys_read"], true) };
+        let both = Stacked {
+            user: stack(&["read; x", "main"], false),
+            kernel: stack(&["vfs_read", "sys_read"], true),
+            waker: None,
+        };
         let plain = Style::default();
         assert_eq!(both.lines(plain, true), "    vfs_read\n    sys_read\n    --\n    read; x\n    main\n");
         assert_eq!(both.folded(plain, true), ";main;read: x;-;sys_read;vfs_read");
         let annotated = Style { annotate: true, offsets: true, addresses: false };
         assert_eq!(both.folded(annotated, false), ";main+0x1f;read: x+0x1f;sys_read+0x1f_[k];vfs_read+0x1f_[k]");
-        let lost = Stacked { user: Some(Stack { frames: vec![], lost: true }), kernel: stack(&[], true) };
+        let lost = Stacked { user: Some(Stack { frames: vec![], lost: true }), kernel: stack(&[], true), waker: None };
         assert_eq!(lost.lines(plain, true), "    [Missed User Stack]\n");
         assert_eq!(folded_name(&Text::new(&b"a b;c"[..])), "a_b:c");
     }

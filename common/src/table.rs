@@ -82,6 +82,69 @@ pub fn each(map: &impl MapCore, take: impl FnMut(&[u8], &[u8]) -> Result<()>) ->
     by_batches(map, libbpf_sys::bpf_map_lookup_batch, take)
 }
 
+/// Hand every slot of a per-CPU array, as its index and the values of all CPUs, to `take`.
+///
+/// # Errors
+/// When the kernel does not let the map be read.
+pub fn each_slot(map: &impl MapCore, mut take: impl FnMut(u32, &mut dyn Iterator<Item = &[u8]>)) -> Result<()> {
+    let size = (map.value_size() as usize).next_multiple_of(8);
+    let batches = each(map, |key, value| {
+        if let Some(slot) = key.first_chunk() {
+            take(u32::from_ne_bytes(*slot), &mut value.chunks_exact(size));
+        }
+        Ok(())
+    });
+    if batches.is_ok() {
+        return Ok(());
+    }
+    // Before 5.13 the kernel hands out one slot at a time.
+    for slot in 0..map.max_entries() {
+        let per_cpu = map.lookup_percpu(&slot.to_ne_bytes(), MapFlags::ANY);
+        let per_cpu = per_cpu.with_context(|| format!("cannot read the map {}", map.name().to_string_lossy()))?;
+        take(slot, &mut per_cpu.iter().flatten().map(Vec::as_slice));
+    }
+    Ok(())
+}
+
+/// The user half of counters that only grow, N to a slot of a per-CPU array: what each interval added to their sums.
+pub struct Counters<'m, const N: usize> {
+    map: Map<'m>,
+    before: Vec<[u64; N]>,
+}
+
+impl<'m, const N: usize> Counters<'m, N> {
+    /// The counters that a loaded object keeps under this name.
+    ///
+    /// # Errors
+    /// When it keeps none.
+    pub fn of(object: &'m Object, name: &str) -> Result<Self> {
+        let map = object.maps().find(|map| map.name() == name);
+        let map = map.with_context(|| format!("the object has no map {name}"))?;
+        let before = vec![[0; N]; map.max_entries() as usize];
+        Ok(Self { map, before })
+    }
+
+    /// What was added since the last call, by slot.
+    ///
+    /// # Errors
+    /// When the kernel does not let the map be read.
+    pub fn take(&mut self) -> Result<Vec<[u64; N]>> {
+        let mut now = vec![[0u64; N]; self.before.len()];
+        each_slot(&self.map, |slot, values| {
+            let Some(sums) = now.get_mut(slot as usize) else { return };
+            for value in values {
+                for (sum, word) in sums.iter_mut().zip(value.chunks_exact(8)) {
+                    *sum = sum.wrapping_add(word.first_chunk().map_or(0, |chunk| u64::from_ne_bytes(*chunk)));
+                }
+            }
+        })?;
+        let before = std::mem::replace(&mut self.before, now.clone());
+        let added =
+            now.iter().zip(before).map(|(now, before)| std::array::from_fn(|at| now[at].wrapping_sub(before[at])));
+        Ok(added.collect())
+    }
+}
+
 /// One of libbpf's functions for batches: map, where to go on, where the next goes on, keys, values, how many, options.
 type Batch = unsafe extern "C" fn(
     i32,

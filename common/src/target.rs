@@ -3,7 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
@@ -13,6 +15,7 @@ use crate::cgroup::{self, Cgroup, Tree};
 use crate::child::Child;
 use crate::cli;
 use crate::fault::{unsupported, usage};
+use crate::kernel;
 use crate::load::Knobs;
 use crate::node::{Node, Wanted};
 use crate::pattern::Pattern;
@@ -96,7 +99,11 @@ pub fn letters(command: clap::Command) -> clap::Command {
     )
 }
 
-fn comm(text: &str) -> Result<Pattern, String> {
+/// Parse a pattern of names.
+///
+/// # Errors
+/// Where no name can match it.
+pub fn comm(text: &str) -> Result<Pattern, String> {
     let pattern = Pattern::parse(text)?;
     if pattern.least > COMM_MAX {
         return Err(format!("matches nothing: a name has at most {COMM_MAX} bytes"));
@@ -408,12 +415,16 @@ pub struct Chooser {
     comm: Option<Pattern>,
     cgroups: Vec<PathBuf>,
     follow: bool,
-    pinned: bool,
+    /// BCC's pinned maps: of cgroups of v2, of mount namespaces.
+    cgroupmap: Option<Rc<MapHandle>>,
+    mntnsmap: Option<Rc<MapHandle>>,
 }
 
 impl Target {
     /// What chooses threads as this does.
     pub fn chooser(&self) -> Chooser {
+        // One that cannot be opened ends the tool when its programs are loaded.
+        let pinned = |path: &Option<PathBuf>| path.as_deref().and_then(|path| open_pinned(path).ok()).map(Rc::new);
         Chooser {
             pids: self.pids.clone(),
             tids: self.tids.clone(),
@@ -421,18 +432,15 @@ impl Target {
             comm: self.comm.clone(),
             cgroups: self.cgroups.iter().map(|cgroup| cgroup.path.clone()).collect(),
             follow: self.follow,
-            pinned: self.cgroupmap.is_some() || self.mntnsmap.is_some(),
+            cgroupmap: pinned(&self.cgroupmap),
+            mntnsmap: pinned(&self.mntnsmap),
         }
     }
 }
 
 impl Chooser {
-    /// All threads of the system that are wanted now. None where BCC's pinned maps choose, which hold ids of what cannot
-    /// be seen here.
+    /// All threads of the system that are wanted now.
     pub fn threads(&self) -> Vec<Thread> {
-        if self.pinned {
-            return Vec::new();
-        }
         let mut pids = self.pids.clone();
         if self.follow {
             pids.extend(descendants(&pids, &proc::parents()));
@@ -444,6 +452,8 @@ impl Chooser {
             (self.tids.is_empty() || self.tids.contains(&thread.tid))
                 && members.as_ref().is_none_or(|members| members.contains(&thread.pid))
                 && self.uid.is_none_or(|uid| thread.uid() == Some(uid))
+                && is_pinned(self.cgroupmap.as_deref(), || cgroup2_id(thread.pid))
+                && is_pinned(self.mntnsmap.as_deref(), || inode(&format!("/proc/{}/ns/mnt", thread.pid)))
                 && self
                     .comm
                     .as_ref()
@@ -451,6 +461,25 @@ impl Chooser {
         });
         threads
     }
+}
+
+/// Whether a set that was pinned holds an id; all is well where there is no set.
+fn is_pinned(set: Option<&MapHandle>, id: impl FnOnce() -> Option<u64>) -> bool {
+    set.is_none_or(|set| {
+        id().is_some_and(|id| set.lookup(&id.to_ne_bytes(), MapFlags::ANY).is_ok_and(|found| found.is_some()))
+    })
+}
+
+/// The inode that a path leads to, which is the id of a namespace and of a cgroup.
+fn inode(path: &str) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|meta| meta.ino())
+}
+
+/// The id of the cgroup of v2 that a process is in.
+fn cgroup2_id(pid: u32) -> Option<u64> {
+    let groups = proc::text(&format!("/proc/{pid}/cgroup")).ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    inode(&format!("{}{path}", kernel::cgroup2_root()?.display()))
 }
 
 /// A set of ids that BCC's users have pinned.

@@ -28,6 +28,14 @@ impl<'a> Text<'a> {
         Text(Cow::Owned(bytes.collect()))
     }
 
+    /// The path of names as path.bpf.h writes them: the leaf first, a NUL behind each; `last` comes below them, if it is
+    /// not empty.
+    pub fn path(names: &[u8], last: &[u8]) -> Text<'static> {
+        let names = names.split(|&byte| byte == 0).rev().chain([last]).filter(|name| !name.is_empty());
+        let path: Vec<u8> = names.flat_map(|name| [b"/", name]).flatten().copied().collect();
+        Text(Cow::Owned(if path.is_empty() { b"/".to_vec() } else { path }))
+    }
+
     /// The bytes as they came.
     pub fn bytes(&self) -> &[u8] {
         &self.0

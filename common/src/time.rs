@@ -50,6 +50,8 @@ pub enum TimeFormat {
     /// Local time of day: `07:51:14`.
     #[default]
     Local,
+    /// Time of day in UTC: `07:51:14`.
+    Utc,
     /// Local date and time with microseconds and the offset from UTC: `2026-11-21T07:51:14.123456+00:00`.
     Rfc3339,
     /// Seconds since 1970: `1795247474.123456`.
@@ -62,7 +64,7 @@ impl TimeFormat {
     /// The width of a time in this format.
     pub fn width(self) -> usize {
         match self {
-            Self::Local => 8,
+            Self::Local | Self::Utc => 8,
             Self::Rfc3339 => 32,
             Self::Unix => 17,
             Self::Mono => 14,
@@ -74,6 +76,10 @@ impl TimeFormat {
         let seconds = |ns: u64| format!("{}.{:06}", ns / 1_000_000_000, ns / 1000 % 1_000_000);
         match self {
             Self::Local => time_of_day(unix_ns),
+            Self::Utc => {
+                let seconds = unix_ns / 1_000_000_000;
+                format!("{:02}:{:02}:{:02}", seconds / 3600 % 24, seconds / 60 % 60, seconds % 60)
+            }
             Self::Unix => seconds(unix_ns),
             Self::Mono => seconds(unix_ns.wrapping_sub(wall_offset_ns())),
             Self::Rfc3339 => {

@@ -32,6 +32,8 @@ pub struct Top {
     rows_max: Option<usize>,
     /// Whether each table takes the place of the one before.
     in_place: bool,
+    /// Whether tables stand under the load average.
+    with_load: bool,
 }
 
 impl Top {
@@ -53,12 +55,17 @@ impl Top {
         let columns: Vec<Column> = columns.iter().map(column).collect();
         let shown = |key: &str| key != "time_unix_ns" && !(key == "pid" && by.is_some()) && shown(key);
         let rows_max = args.rows.map(|rows| usize::try_from(rows).unwrap_or(usize::MAX));
-        Self { out, rows: Rows::new(&columns, shown), rows_max, in_place }
+        Self { out, rows: Rows::new(&columns, shown), rows_max, in_place, with_load: true }
     }
 
     /// The same, with what is asked for of the process in the column `pid`.
     pub fn about(self, subjects: Option<&Subjects>) -> Self {
         Self { rows: self.rows.about(subjects), ..self }
+    }
+
+    /// The same without the line with the load average.
+    pub fn without_load(self) -> Self {
+        Self { with_load: false, ..self }
     }
 
     /// Whether what came after the last table is told when the tool ends: on a screen the last table stays.
@@ -89,7 +96,9 @@ impl Top {
             } else {
                 self.out.text("\n");
             }
-            self.out.text(format!("{:8} loadavg: {}\n", self.out.time(time_ns), proc::load_average()));
+            if self.with_load {
+                self.out.text(format!("{:8} loadavg: {}\n", self.out.time(time_ns), proc::load_average()));
+            }
             self.rows.repeat_header();
         }
         self.rows.header(&mut self.out);

@@ -21,11 +21,12 @@ pub(crate) fn own(name: &str) -> bool {
     tools::corescope::OWN.iter().any(|entry| entry.name == name)
 }
 
-/// The page of a command.
+/// The page of a command: that of the tool which it is.
 ///
 /// # Errors
 /// Where it cannot be read.
 pub fn prose(name: &str) -> Result<String> {
+    let name = tools::programs().find(|entry| entry.name == name).map_or(name, |entry| entry.is);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/tools").join(format!("{name}.md"));
     fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
 }

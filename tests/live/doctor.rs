@@ -75,14 +75,21 @@ fn every_rung_is_accepted_by_itself() -> Outcome {
             for (rung, transport) in [("tp_btf", "ring"), ("raw_tp", "ring"), ("tp_btf", "perf")] {
                 let options = format!("--plan attach --json --hook {rung} --transport {transport}");
                 let finished = Tool::new(tool).args(&options).args(&real(variant)?).run()?;
+                // What is seen at functions of the kernel, on those that have no tracepoints for it, has none of these.
+                if finished.stderr.contains(&format!("has no rung {rung}")) {
+                    continue;
+                }
                 if !finished.status.success() {
                     return Err(Stop::Fail(format!("{tool} {variant} {options}: {}", finished.stderr)));
                 }
                 let plan: Value = serde_json::from_str(finished.stdout.lines().last().unwrap_or_default())?;
                 for hook in plan["hooks"].as_array().ok_or("no hooks")? {
-                    // Sampling and uprobes have no rungs.
+                    // Sampling, iterators and uprobes have no rungs.
                     let kind = hook["rung"].as_str().unwrap_or_default();
-                    check!(kind == rung || kind == "perf_event" || kind.contains("probe"), "{tool} {variant}: {hook}");
+                    check!(
+                        kind == rung || ["perf_event", "iter"].contains(&kind) || kind.contains("probe"),
+                        "{tool} {variant}: {hook}"
+                    );
                 }
                 check!(plan["transport"].is_null() || plan["transport"] == transport, "{tool} {variant}: {plan}");
             }
@@ -101,8 +108,8 @@ fn without_types(command: &str) -> Outcome<std::process::Output> {
 }
 
 fn without_types_each_tool_says_so_in_one_line() -> Outcome {
-    for (tool, _) in VARIANTS {
-        let output = without_types(&binary(tool).display().to_string())?;
+    for (tool, variants) in VARIANTS {
+        let output = without_types(&format!("{} {}", binary(tool).display(), variants[0]))?;
         let stderr = String::from_utf8_lossy(&output.stderr);
         check_eq!(output.status.code(), Some(3), "{tool}: {stderr}");
         check_eq!(stderr.lines().count(), 1, "{stderr}");
@@ -118,7 +125,9 @@ fn types_from_a_file_serve() -> Outcome {
     let output = without_types(&command)?;
     let report: Value = serde_json::from_slice(&output.stdout)?;
     for row in rows(&report)? {
-        check!(row["verdict"] == "works" || row["verdict"] == "degraded", "{row}");
+        // An iterator is attached by the kernel's own types.
+        let is_iterator = row["tool"] == "tcptop" && row["verdict"] == "impossible";
+        check!(row["verdict"] == "works" || row["verdict"] == "degraded" || is_iterator, "{row}");
     }
     // Not only accepted: it counts.
     let script = "for i in 1 2 3; do : < /etc/passwd; done";
@@ -171,7 +180,9 @@ fn types_suffice(line: &str) -> Outcome {
     let mut missing = Vec::new();
     for (tool, variants) in VARIANTS {
         for variant in *variants {
-            missing.extend(lacks(tool, variant, &types)?.map(|said| format!("{tool} {variant}: {said}")));
+            // A tool that would hook functions of that kernel cannot where the running one has no such hooks.
+            let said = lacks(tool, variant, &types)?.filter(|said| !said.contains("this kernel has no kprobes"));
+            missing.extend(said.map(|said| format!("{tool} {variant}: {said}")));
         }
     }
     check!(missing.is_empty(), "{}", missing.join("\n"));

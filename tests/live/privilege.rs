@@ -36,17 +36,23 @@ fn two_capabilities_are_enough() -> Outcome {
     let busy = Guard(Command::new("sh").args(["-c", "while :; do cat /dev/null; done"]).stdout(Stdio::null()).spawn()?);
     // Before 5.11 what maps take of memory is counted against a limit, which only CAP_SYS_RESOURCE lifts.
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let needed = if release.starts_with("5.10.") { "bpf,perfmon,sys_resource" } else { "bpf,perfmon" };
+    let is_line = |line: &str| release.starts_with(line);
+    let needed = if is_line("5.10.") { "bpf,perfmon,sys_resource" } else { "bpf,perfmon" };
     for tool in TOOLS {
         let args: &[&str] = match tool.name {
             "opensnoop" | "execsnoop" => &["--json"],
-            "biotop" => &["--json", "0.3", "2"],
+            "biotop" | "filetop" => &["--json", "0.3", "2"],
+            "funclatency" => &["--json", tools::least(tool.name)],
             _ => &["--json"],
         };
-        let needed = if tool.name == "profile" { format!("{needed}{}", for_perf_events()) } else { needed.to_owned() };
+        // Before uprobe.multi (6.6) functions are probed by perf events, too.
+        let probes = ["funclatency", "gethostlatency"].contains(&tool.name) && (is_line("5.10.") || is_line("6.1."));
+        let by_perf_events = tool.name == "profile" || probes;
+        let needed = if by_perf_events { format!("{needed}{}", for_perf_events()) } else { needed.to_owned() };
         let output = given(dir.path(), &needed, tool.name, args)?;
         let (text, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        if output.status.code() == Some(3) && Tool::new(tool.name).args("--plan attach").run()?.status.code() == Some(3)
+        if output.status.code() == Some(3)
+            && Tool::new(tool.name).args("--plan attach").args(tools::least(tool.name)).run()?.status.code() == Some(3)
         {
             continue;
         }
@@ -71,7 +77,8 @@ fn the_one_that_is_missing_is_named() -> Outcome {
     let dir = tempfile::tempdir()?;
     for (has, lacks) in [("bpf", "CAP_PERFMON"), ("perfmon", "CAP_BPF"), ("net_raw", "CAP_BPF and CAP_PERFMON")] {
         for tool in TOOLS {
-            let output = given(dir.path(), has, tool.name, &[])?;
+            let output =
+                given(dir.path(), has, tool.name, &tools::least(tool.name).split_whitespace().collect::<Vec<_>>())?;
             let said = String::from_utf8_lossy(&output.stderr);
             check_eq!(output.status.code(), Some(3), "{} with {has}: {said}", tool.name);
             check!(
@@ -97,11 +104,13 @@ fn what_is_not_needed_is_given_up() -> Outcome {
     const SYS_ADMIN: u64 = 1 << 21;
     const PERFMON: u64 = 1 << 38;
     for tool in TOOLS.iter().filter(|tool| tool.name != "memleak") {
-        let running = match Tool::new(tool.name).start() {
+        let running = match Tool::new(tool.name).args(tools::least(tool.name)).start() {
             Err(Stop::Skip(_)) => continue,
             started => started?,
         };
-        let unneeded = NEVER | PERFMON | if tool.name == "offcputime" { 0 } else { SYS_ADMIN };
+        // Probes what processes map that begin later.
+        let perfmon = if tool.name == "gethostlatency" { 0 } else { PERFMON };
+        let unneeded = NEVER | perfmon | if tool.name == "offcputime" { 0 } else { SYS_ADMIN };
         for name in ["CapEff", "CapPrm", "CapInh"] {
             check_eq!(set(running.pid(), name)? & unneeded, 0, "{} keeps of {name}", tool.name);
         }

@@ -38,20 +38,41 @@ const STACKS: Bounds = Bounds { resident: 160 << 10, growth: 128 << 10, files: 2
 /// Name, arguments (PID stands for the process that works), bounds.
 const TOOLS: &[(&str, &str, Bounds)] = &[
     ("biolatency", "--json 1", LEAN),
+    ("biosnoop", "--json", LEAN),
     ("biotop", "--json 1", LEAN),
+    ("cachestat", "--json 1", LEAN),
+    ("cpudist", "--json -P 1", Bounds { resident: 40 << 10, growth: 32 << 10, ..LEAN }),
     ("execsnoop", "--json", LEAN),
+    ("exitsnoop", "--json", LEAN),
+    ("filetop", "--json 1", LEAN),
+    ("fsdist", "--json 1", LEAN),
+    ("fsslower", "--json 0", LEAN),
+    ("funclatency", "--json -i 1 -F -p PID c:open*", LEAN),
+    ("gethostlatency", "--json", LEAN),
+    ("hardirqs", "--json 1", LEAN),
     ("memleak", "--json -p PID 2", Bounds { resident: 32 << 10, growth: 2 << 10, files: 4, maps: 128 << 10 }),
     ("offcputime", "--json", STACKS),
+    ("offwaketime", "--json", STACKS),
+    ("oomkill", "--json", LEAN),
     ("opensnoop", "--json", LEAN),
     ("profile", "--json", STACKS),
     // Of each process that ever was it keeps what was counted, in a table of 65536 cells.
     ("runqlat", "--json -P 1", Bounds { resident: 40 << 10, growth: 32 << 10, ..LEAN }),
+    ("runqslower", "--json", LEAN),
+    ("softirqs", "--json 1", LEAN),
+    ("syscount", "--json -P -i 1", LEAN),
+    ("tcpaccept", "--json", LEAN),
+    ("tcpconnect", "--json", LEAN),
+    ("tcpconnlat", "--json", LEAN),
+    ("tcpdrop", "--json", STACKS),
     ("tcplife", "--json", LEAN),
+    ("tcpretrans", "--json", LEAN),
+    ("tcptop", "--json 1", LEAN),
 ];
 
 /// These say all that they have to say at their end.
 fn reports_at_its_end(tool: &str) -> bool {
-    matches!(tool, "offcputime" | "profile")
+    matches!(tool, "offcputime" | "offwaketime" | "profile")
 }
 
 /// What a tool takes at one moment.
@@ -281,6 +302,6 @@ fn all_tools_together_stay_as_they_are_and_leave_nothing() -> Outcome {
     check_eq!(named_probes(), probes_before);
     check!(work.process.0.try_wait()?.is_none(), "the traced process did not survive its tracers");
     check!(complaints.is_empty(), "{}", complaints.join("; "));
-    println!("soak: {} s, nothing is left of the nine", time.as_secs());
+    println!("soak: {} s, nothing is left of them", time.as_secs());
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::app::Entry;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -71,8 +72,9 @@ impl Scene {
 /// What makes a tool tell processes apart.
 fn own_arguments(tool: &str) -> &'static str {
     match tool {
-        "runqlat" => "-P",
-        "biotop" => "-C 1",
+        "runqlat" | "cpudist" | "syscount" => "-P",
+        "biotop" | "filetop" | "tcptop" => "-C 1",
+        "fsslower" | "runqslower" => "--show ppid 0",
         _ => "--show ppid",
     }
 }
@@ -80,9 +82,9 @@ fn own_arguments(tool: &str) -> &'static str {
 /// The processes that a tool reports on, each with its parent where that is known.
 fn reported(tool: &str, finished: &Finished) -> Outcome<Vec<(u64, u64)>> {
     let list = match tool {
-        "runqlat" => Some("histograms"),
-        "profile" | "offcputime" => Some("stacks"),
-        "biotop" => Some("rows"),
+        "runqlat" | "cpudist" => Some("histograms"),
+        "profile" | "offcputime" | "offwaketime" => Some("stacks"),
+        "biotop" | "filetop" | "syscount" | "tcptop" => Some("rows"),
         _ => None,
     };
     let records = finished.records()?;
@@ -93,9 +95,17 @@ fn reported(tool: &str, finished: &Finished) -> Outcome<Vec<(u64, u64)>> {
     Ok(rows.iter().map(|row| (row["pid"].as_u64().unwrap_or(0), row["ppid"].as_u64().unwrap_or(0))).collect())
 }
 
-/// Tools that report by process; memleak traces one process at a time, and biolatency tells of disks.
+/// Tools that report by process. memleak traces one process at a time; biolatency tells of disks, fsdist of operations,
+/// cachestat of pages, funclatency of functions, hardirqs and softirqs of interrupts; and for oomkill nobody in the scene
+/// runs out of memory.
 fn tools() -> impl Iterator<Item = &'static str> {
-    TOOLS.iter().map(|tool| tool.name).filter(|name| !["memleak", "biolatency"].contains(name))
+    let others = ["memleak", "biolatency", "cachestat", "fsdist", "funclatency", "hardirqs", "oomkill", "softirqs"];
+    TOOLS.iter().map(|tool| tool.name).filter(move |name| !others.contains(name))
+}
+
+/// All but those of interrupts, which belong to no task.
+fn of_tasks() -> impl Iterator<Item = &'static Entry> {
+    TOOLS.iter().filter(|tool| !["hardirqs", "softirqs"].contains(&tool.name))
 }
 
 /// Every tool, asked for the first process of the scene by `filter`, tells of it and not of the other.
@@ -120,7 +130,7 @@ fn tells_of_ours_only(scene: &Scene, filter: impl Fn(&str) -> Vec<String>) -> Ou
         let finished = running.stop()?.succeeded()?;
         let all = reported(tool, &finished)?;
         let of = |pid: u64| all.iter().filter(|(own, parent)| *own == pid || *parent == pid).count();
-        let has_disk = scene._disk.is_some() || tool != "biotop";
+        let has_disk = scene._disk.is_some() || !tool.starts_with("bio");
         check!(!has_disk || of(ours) > 0, "{tool} tells nothing of {ours}: {all:?} {}", finished.stderr);
         check_eq!(of(others), 0, "{tool} tells of {others}");
     }
@@ -142,8 +152,8 @@ fn by_several_processes() -> Outcome {
     let idle = Guard(Command::new("sleep").arg("600").spawn()?);
     let (pid, own) = (scene.ours.pid(), idle.pid());
     tells_of_ours_only(&scene, |tool| match tool {
-        // What is executed is executed by a child.
-        "execsnoop" => words(&format!("-p {pid},{own} --follow")),
+        // What is executed is executed by a child, and what ends is one.
+        "execsnoop" | "exitsnoop" => words(&format!("-p {pid},{own} --follow")),
         _ => words(&format!("-p {pid},{own}")),
     })
 }
@@ -153,7 +163,7 @@ fn by_name() -> Outcome {
     let pid = scene.ours.pid();
     tells_of_ours_only(&scene, |tool| match tool {
         // The name is that of the program that was executed, which is the same for both.
-        "execsnoop" => words(&format!("--comm t[r]*e -P {pid}")),
+        "execsnoop" | "exitsnoop" => words(&format!("--comm t[r]*e -P {pid}")),
         _ => words("--comm busy-[m-o]u*s"),
     })
 }
@@ -355,10 +365,14 @@ fn counts_are_split() -> Outcome {
     move_to(&cgroups, "corescope-split.service", scene.ours.pid())?;
     for (tool, args, list) in [
         ("runqlat", "", "histograms"),
+        ("cpudist", "", "histograms"),
         ("biolatency", "", "histograms"),
         ("biotop", "1", "rows"),
+        ("filetop", "1", "rows"),
+        ("fsdist", "", "histograms"),
         ("profile", "-F 997", "stacks"),
         ("offcputime", "", "stacks"),
+        ("offwaketime", "", "stacks"),
     ] {
         if scene._disk.is_none() && tool.starts_with("bio") {
             continue;
@@ -476,9 +490,9 @@ fn a_command_is_traced_from_its_first_instruction() -> Outcome {
         finished.records()?.iter().filter_map(|row| Some(row["comm"].as_str()?.to_owned())).collect();
     check_eq!(names, ["sh", "cat", "cmp"], "{}", finished.stdout);
     // Every tool takes one, and ends with it.
-    for tool in TOOLS {
+    for tool in of_tasks() {
         let begin = Instant::now();
-        match Tool::new(tool.name).args("--json -- sleep 0.2").run()?.succeeded() {
+        match Tool::new(tool.name).args(tools::least(tool.name)).args("--json -- sleep 0.2").run()?.succeeded() {
             Ok(finished) => check!(begin.elapsed() < Duration::from_secs(20), "{}: {}", tool.name, finished.stderr),
             Err(Stop::Skip(_)) => {}
             Err(error) => return Err(error),
@@ -530,8 +544,8 @@ fn what_matches_nothing_is_one_line() -> Outcome {
         ("--pod no-such/pod", "no-such/pod"),
         ("--cgroupmap /no/such/map", "/no/such/map"),
     ] {
-        for tool in TOOLS {
-            let finished = Tool::new(tool.name).args(args).run()?;
+        for tool in of_tasks() {
+            let finished = Tool::new(tool.name).args(tools::least(tool.name)).args(args).run()?;
             if finished.status.code() == Some(3) {
                 continue;
             }

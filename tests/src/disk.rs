@@ -62,8 +62,9 @@ pub struct Disk {
 }
 
 enum Backing {
-    /// A loop device over memory, held open: the last to close it would write back what is in the page cache.
-    Loop(File),
+    /// A loop device over a file, held open: the last to close it would write back what is in the page cache. And the
+    /// file.
+    Loop(File, File),
     /// A disk of null_blk, with its directory in configfs.
     Null(PathBuf),
     /// One that was there before.
@@ -178,7 +179,13 @@ impl Disk {
         // SAFETY: as above; `memory` was checked.
         let memory = unsafe { File::from_raw_fd(memory) };
         memory.set_len(size)?;
+        Self::over(&memory)
+    }
 
+    /// A loop device over a file.
+    pub fn over(file: &File) -> Outcome<Self> {
+        let skip =
+            |what: &str| Stop::Skip(format!("cannot make a loop device: {what}: {}", std::io::Error::last_os_error()));
         let control =
             File::open("/dev/loop-control").map_err(|error| Stop::Skip(format!("no loop devices: {error}")))?;
         // SAFETY: an ioctl without argument.
@@ -189,13 +196,13 @@ impl Disk {
         let name = format!("loop{number}");
         let device = File::options().read(true).write(true).open(format!("/dev/{name}"))?;
         let mut config = [0u8; LOOP_CONFIG];
-        config[..4].copy_from_slice(&memory.as_raw_fd().to_ne_bytes());
+        config[..4].copy_from_slice(&file.as_raw_fd().to_ne_bytes());
         config[LOOP_CONFIG_FLAGS..][..4].copy_from_slice(&LO_FLAGS_PARTSCAN.to_ne_bytes());
         // SAFETY: the kernel reads a struct loop_config of this size.
         if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, config.as_ptr()) } < 0 {
             return Err(skip("LOOP_CONFIGURE"));
         }
-        Ok(Self { name, backing: Backing::Loop(device) })
+        Ok(Self { name, backing: Backing::Loop(device, file.try_clone()?) })
     }
 
     /// Its node.
@@ -214,6 +221,14 @@ impl Disk {
             return Err(Stop::Skip(format!("cannot make a partition: {}", std::io::Error::last_os_error())));
         }
         Ok(format!("{}p1", self.name))
+    }
+
+    /// Take away the memory behind this many bytes: what is read there fails.
+    pub fn cut(&self, bytes: u64) -> Outcome {
+        match &self.backing {
+            Backing::Loop(_, memory) => Ok(memory.set_len(bytes)?),
+            _ => Err(Stop::Skip("not a disk whose memory can be cut".into())),
+        }
     }
 
     /// A process that will do so many requests of `size` bytes each: see [`worker`].
@@ -283,7 +298,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         match &self.backing {
-            Backing::Loop(device) => {
+            Backing::Loop(device, _) => {
                 // SAFETY: an ioctl without argument on a descriptor that is open.
                 unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD) };
             }

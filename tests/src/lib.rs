@@ -3,8 +3,11 @@
 
 pub mod command_line;
 pub mod disk;
+pub mod file;
+pub mod net;
 pub mod pprof;
 pub mod svg;
+pub mod tcp;
 
 use std::ffi::OsString;
 use std::fmt::Display;

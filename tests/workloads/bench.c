@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <netdb.h>
 #include <sched.h>
 #include <signal.h>
 #include <spawn.h>
@@ -53,6 +54,18 @@ static void op_open(void)
 	if (fd < 0)
 		die("open");
 	close(fd);
+}
+
+/* Of a file that is in the page cache. */
+static void op_pread(void)
+{
+	static int fd = -1;
+	char byte;
+
+	if (fd < 0)
+		fd = open(file, O_RDONLY | O_CLOEXEC);
+	if (pread(fd, &byte, 1, 0) != 1)
+		die("pread");
 }
 
 static void op_getppid(void)
@@ -121,6 +134,15 @@ static void op_connect(void)
 		die("accept");
 	close(client);
 	close(server);
+}
+
+static void op_lookup(void)
+{
+	struct addrinfo hints = { .ai_flags = AI_NUMERICHOST }, *found;
+
+	if (getaddrinfo("127.0.0.1", NULL, &hints, &found))
+		die("getaddrinfo");
+	freeaddrinfo(found);
 }
 
 static void prepare_connect(void)
@@ -195,11 +217,13 @@ static const struct {
 	void (*prepare)(void);
 } kinds[] = {
 	{ "open", op_open, 1, NULL },
+	{ "pread", op_pread, 1, NULL },
 	{ "getppid", op_getppid, 1, NULL },
 	{ "spawn", op_spawn, 1, NULL },
 	{ "switch", op_switch, 2, prepare_switch },
 	{ "malloc", op_malloc, 1, NULL },
 	{ "hoard", op_hoard, 1, NULL },
+	{ "lookup", op_lookup, 1, NULL },
 	{ "connect", op_connect, 2, prepare_connect },
 	{ "disk", op_disk, 1, prepare_disk },
 	{ "deep", op_deep, 1, NULL },

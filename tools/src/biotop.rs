@@ -120,7 +120,7 @@ impl Total {
             Cell::Uint(time_ns),
             if self.group.is_some() { Cell::Unknown } else { Cell::Uint(self.key.tgid.into()) },
             Cell::Text(self.group.clone().unwrap_or_else(|| self.comm())),
-            Cell::Str(operation(self.key.op)),
+            Cell::Str(disk::operation(self.key.op)),
             Cell::Uint(disk.major().into()),
             Cell::Uint(disk.minor().into()),
             Cell::Text(disk.name()),
@@ -128,17 +128,6 @@ impl Total {
             Cell::Shown((self.value.bytes >> 10).to_string(), self.value.bytes as i64),
             Cell::Shown(format!("{:.2}", self.average_ns() as f64 / 1e6), self.average_ns() as i64),
         ]
-    }
-}
-
-/// The letter of an operation of `enum req_op`, include/linux/blk_types.h.
-fn operation(op: u32) -> &'static str {
-    match op {
-        0 => "R",
-        1 | 9 => "W",
-        2 => "F",
-        3 | 5 => "D",
-        _ => "Z",
     }
 }
 

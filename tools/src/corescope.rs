@@ -39,7 +39,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         return app::main(entry, args.into_iter().skip(1));
     }
     // Help, the version, or a mistake.
-    let own = Entry { name: "corescope", command, records: Vec::new, run: |_| Err(usage("name a tool")) };
+    let own =
+        Entry { name: "corescope", is: "corescope", command, records: Vec::new, run: |_| Err(usage("name a tool")) };
     app::main(&own, args.into_iter())
 }
 

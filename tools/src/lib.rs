@@ -1,16 +1,17 @@
 //! The tools of corescope, one module each, and the registry that lists them.
 
-/// Declare the modules of the tools and the one list of them; behind a tool arguments, if there are such, that make it use
-/// other hooks or parts of the kernel.
+/// Declare the modules of the tools and the one list of them; behind a tool, in parentheses, what it cannot be called
+/// without, and in brackets arguments that make it use other hooks or parts of the kernel.
 macro_rules! registry {
-    ($($tool:ident $([$($args:literal),+])?),+ $(,)?) => {
+    ($($tool:ident $(($least:literal))? $([$($args:literal),+])?),+ $(,)?) => {
         $(pub mod $tool;)+
 
         /// Every tool of the suite, by name.
         pub const TOOLS: &[common::app::Entry] = &[$(entry!($tool)),+];
 
-        /// For each tool, the arguments that make it use other hooks or parts of the kernel. CGROUP and PID stand for one that exists.
-        pub const VARIANTS: &[(&str, &[&str])] = &[$((stringify!($tool), &["", $($($args),+)?])),+];
+        /// For each tool, the least arguments that it takes, and those that make it use other hooks or parts of the kernel.
+        /// CGROUP and PID stand for one that exists.
+        pub const VARIANTS: &[(&str, &[&str])] = &[$((stringify!($tool), &[concat!("" $(, $least)?), $($($args),+)?])),+];
     };
 }
 
@@ -21,9 +22,21 @@ macro_rules! entry {
     ($tool:ident) => {
         $crate::entry!($tool, $crate::$tool::records)
     };
+    // The same tool under another name, where an option has another default.
+    ($name:ident = $tool:ident $option:ident $preset:literal) => {
+        common::app::Entry {
+            name: stringify!($name),
+            command: || {
+                let command = ($crate::entry!($tool).command)().name(stringify!($name));
+                command.mut_arg(stringify!($option), |option| option.default_value($preset))
+            },
+            ..$crate::entry!($tool)
+        }
+    };
     ($tool:ident, $records:expr) => {
         common::app::Entry {
             name: stringify!($tool),
+            is: stringify!($tool),
             command: || common::target::letters(<$crate::$tool::Args as clap::CommandFactory>::command()),
             records: $records,
             run: |matches| {
@@ -36,6 +49,11 @@ macro_rules! entry {
 /// The `main` of one tool's binary.
 #[macro_export]
 macro_rules! main {
+    ($name:ident = $tool:ident $option:ident $preset:literal) => {
+        fn main() -> std::process::ExitCode {
+            common::app::main(&$crate::entry!($name = $tool $option $preset), std::env::args_os())
+        }
+    };
     ($tool:ident $(, $records:expr)?) => {
         fn main() -> std::process::ExitCode {
             common::app::main(&$crate::entry!($tool $(, $records)?), std::env::args_os())
@@ -57,22 +75,63 @@ pub mod install;
 
 registry! {
     biolatency ["-c CGROUP", "--by unit"],
+    biosnoop,
     biotop,
+    cachestat,
+    cpudist ["-O"],
     execsnoop ["-x"],
+    exitsnoop,
+    filetop,
+    fsdist ["-t ext4", "--by comm"],
+    fsslower ["-t ext4"],
+    funclatency("c:gethostid") ["-p PID c:gethost*"],
+    gethostlatency ["-p PID"],
+    hardirqs ["-d"],
     memleak ["-p PID", "--percpu"],
     offcputime ["--early-stacks"],
+    offwaketime,
+    oomkill,
     opensnoop ["-F", "-c", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup"],
     profile,
     runqlat ["--pidnss", "-p PID --follow --comm x --uid 0 --cgroup CGROUP --show cgroup -P", "--by comm"],
+    runqslower,
+    softirqs ["-d"],
+    syscount ["-P", "-L", "-x"],
+    tcpaccept,
+    tcpconnect ["-x", "-c"],
+    tcpconnlat,
+    tcpdrop ["-a"],
     tcplife,
+    tcpretrans ["-c"],
+    tcptop,
 }
 
 /// Programs of the suite that trace nothing.
 pub const COMPANIONS: &[common::app::Entry] = &[entry!(flamediff, Vec::new)];
 
+/// Names of BCC's for tools of the suite with an option preset.
+pub const PRESETS: &[common::app::Entry] = &[
+    entry!(btrfsdist = fsdist fs_type "btrfs"),
+    entry!(btrfsslower = fsslower fs_type "btrfs"),
+    entry!(ext4dist = fsdist fs_type "ext4"),
+    entry!(ext4slower = fsslower fs_type "ext4"),
+    entry!(f2fsdist = fsdist fs_type "f2fs"),
+    entry!(f2fsslower = fsslower fs_type "f2fs"),
+    entry!(fusedist = fsdist fs_type "fuse"),
+    entry!(fuseslower = fsslower fs_type "fuse"),
+    entry!(nfsdist = fsdist fs_type "nfs"),
+    entry!(nfsslower = fsslower fs_type "nfs"),
+    entry!(xfsdist = fsdist fs_type "xfs"),
+    entry!(xfsslower = fsslower fs_type "xfs"),
+];
+/// The least arguments that a tool takes.
+pub fn least(tool: &str) -> &'static str {
+    VARIANTS.iter().find(|(name, _)| *name == tool).map_or("", |(_, variants)| variants[0])
+}
+
 /// All that is called by a name of its own.
 pub fn programs() -> impl Iterator<Item = &'static common::app::Entry> {
-    TOOLS.iter().chain(COMPANIONS)
+    TOOLS.iter().chain(COMPANIONS).chain(PRESETS)
 }
 
 #[cfg(test)]

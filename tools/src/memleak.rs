@@ -491,9 +491,9 @@ impl View<'_> {
     fn stacked(&self, id: u64) -> Stacked {
         let stack: Option<Stack> = Some(self.stacks.stack(id));
         if self.process.is_some() {
-            Stacked { user: stack, kernel: None }
+            Stacked { user: stack, kernel: None, waker: None }
         } else {
-            Stacked { user: None, kernel: stack }
+            Stacked { user: None, kernel: stack, waker: None }
         }
     }
 }

@@ -5,13 +5,14 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use bpf::offcputime::types::{offcputime_key, offcputime_left, offcputime_value};
+use anyhow::Result;
+use bpf::offcputime::types::{offcputime_key, offcpu_left, offcputime_value};
 use bpf::offcputime::{OffcputimeSkel, OffcputimeSkelBuilder};
 use clap::Parser;
 use common::cli::{self, Output, Tool};
 use common::export::svg::Palette;
 use common::export::{Entry, ExportArgs, Measure, Shape, Unit};
+use common::offcpu::OffCpuArgs;
 use common::load::{Hook, Loader, hook, way};
 use common::out::{Cell, Column, Out};
 use common::proc::Thread;
@@ -36,27 +37,13 @@ pub struct Args {
     /// Seconds to trace; without it, until Ctrl-C
     #[arg(value_parser = cli::seconds, allow_negative_numbers = true)]
     duration: Option<Duration>,
-    /// Only threads of user programs
-    #[arg(short, long, conflicts_with = "kernel_threads_only")]
-    user_threads_only: bool,
-    /// Only threads of the kernel
-    #[arg(short, long)]
-    kernel_threads_only: bool,
+    #[command(flatten)]
+    which: OffCpuArgs,
     #[command(flatten)]
     report: ReportArgs,
     /// Show the offset of each frame in its function
     #[arg(short = 's', long)]
     offset: bool,
-    /// Only times of at least this many microseconds
-    #[arg(short, long, value_name = "US", default_value_t = 1, allow_negative_numbers = true)]
-    min_block_time: u64,
-    /// Only times of at most this many microseconds
-    #[arg(short = 'M', long, value_name = "US", allow_negative_numbers = true)]
-    max_block_time: Option<u64>,
-    /// Only threads that left in one of the states of this mask: 1 interruptible sleep, 2 uninterruptible; 0 for
-    /// threads that could have gone on
-    #[arg(long, value_name = "MASK", value_parser = state_mask, allow_negative_numbers = true)]
-    state: Option<u32>,
     /// Walk stacks as threads leave the CPU: costs more, and shows the user stacks of those still blocked at the end
     #[arg(long)]
     early_stacks: bool,
@@ -85,15 +72,6 @@ const COLUMNS: &[Column] = &[
     Column::left("blocked_at_start", "AT START", 0, "it was away when tracing began; the time counts from there").of(Kind::Bool),
     Column::left("still_blocked", "AT END", 0, "it is away still").of(Kind::Bool),
 ];
-
-/// A decimal or 0x-prefixed mask of task states.
-fn state_mask(text: &str) -> Result<u32, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u32::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|_| format!("must be a mask of task states from 0 to {:#x}", u32::MAX))
-}
 
 /// The states that /proc/PID/stat tells by letter, as `include/linux/sched.h` has them.
 fn state_of_letter(letter: &str) -> u32 {
@@ -179,7 +157,7 @@ impl Report for View<'_> {
             self.note_those_away();
         }
         self.begin_ns = time::monotonic_ns();
-        let begin = &self.skel.maps.offcputime_begin;
+        let begin = &self.skel.maps.offcpu_begin;
         begin.update(&0_u32.to_ne_bytes(), &self.begin_ns.to_ne_bytes(), MapFlags::ANY)?;
         Ok(())
     }
@@ -230,7 +208,7 @@ impl View<'_> {
 
     /// Whether threads of this kind are asked for.
     fn wants(&self, is_kernel: bool) -> bool {
-        if is_kernel { !self.args.user_threads_only } else { !self.args.kernel_threads_only }
+        if is_kernel { !self.args.which.user_threads_only } else { !self.args.which.kernel_threads_only }
     }
 
     /// Where a thread is.
@@ -278,10 +256,10 @@ impl View<'_> {
     /// The times that have not ended, of threads that are away now.
     fn still_blocked(&mut self) -> Result<Vec<Time>> {
         let now_ns = time::monotonic_ns();
-        let hashed: HashMap<u32, offcputime_left> = if self.in_storage {
+        let hashed: HashMap<u32, offcpu_left> = if self.in_storage {
             HashMap::new()
         } else {
-            table::read(&self.skel.maps.offcputime_left_hash)?.into_iter().collect()
+            table::read(&self.skel.maps.offcpu_left_hash)?.into_iter().collect()
         };
         let mut times = Vec::new();
         for thread in self.chooser.threads() {
@@ -295,20 +273,20 @@ impl View<'_> {
     }
 
     /// The state that a thread carries.
-    fn stored(&self, thread: Thread) -> Option<offcputime_left> {
+    fn stored(&self, thread: Thread) -> Option<offcpu_left> {
         // PIDFD_THREAD (6.9) is O_EXCL; what sched_exit_tp takes us to has it.
         let flags = if thread.pid == thread.tid { 0 } else { libc::O_EXCL };
         // SAFETY: a plain system call; the descriptor it returns is owned from here on.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, thread.tid, flags) };
         // SAFETY: as above, and checked.
         let pidfd = (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })?;
-        let map = &self.skel.maps.offcputime_left_storage;
+        let map = &self.skel.maps.offcpu_left_storage;
         let bytes = map.lookup(&pidfd.as_raw_fd().to_ne_bytes(), MapFlags::ANY).ok()??;
         decode(&bytes).map(|(left, _)| left)
     }
 
     /// The time of a thread that is away since it left, or since tracing began where we did not see it leave.
-    fn blocked(&mut self, thread: Thread, left: Option<offcputime_left>, now_ns: u64) -> Option<Time> {
+    fn blocked(&mut self, thread: Thread, left: Option<offcpu_left>, now_ns: u64) -> Option<Time> {
         let args = self.args;
         let (comm, stat) = thread.stat()?;
         let letter = stat.first()?.as_str();
@@ -322,11 +300,11 @@ impl View<'_> {
             None if matches!(letter, "R" | "Z" | "X") => return None,
             None => (self.begin_ns, false, true),
         };
-        if left.is_none() && args.state.is_some_and(|mask| mask == 0 || state_of_letter(letter) & mask == 0) {
+        if left.is_none() && args.which.state.is_some_and(|mask| mask == 0 || state_of_letter(letter) & mask == 0) {
             return None;
         }
         let total_ns = now_ns.checked_sub(since_ns)?;
-        if total_ns < min_ns(args) || total_ns > max_ns(args) {
+        if total_ns < args.which.min_ns() || total_ns > args.which.max_ns() {
             return None;
         }
         let mut time = Time {
@@ -385,23 +363,6 @@ fn is_kernel_thread(stat: &[String]) -> Option<bool> {
     Some(stat.get(6)?.parse::<u32>().ok()? & PF_KTHREAD != 0)
 }
 
-fn min_ns(args: &Args) -> u64 {
-    args.min_block_time.saturating_mul(1000)
-}
-
-/// A time of so many microseconds and a part of one is within the limit, as it would be printed.
-fn max_ns(args: &Args) -> u64 {
-    args.max_block_time.map_or(u64::MAX, |us| us.saturating_mul(1000).saturating_add(999))
-}
-
-fn everyone(args: &Args) -> &'static str {
-    match (args.user_threads_only, args.kernel_threads_only) {
-        (true, _) => "user threads",
-        (_, true) => "kernel threads",
-        _ => "all threads",
-    }
-}
-
 fn shape(args: &Args) -> Shape {
     Shape {
         tool: "offcputime",
@@ -415,13 +376,13 @@ fn shape(args: &Args) -> Shape {
         drawn: 1,
         divisor: 1000,
         period: None,
-        how: whom(&args.target.pid, &args.target.tid, everyone(args)),
+        how: whom(&args.target.pid, &args.target.tid, args.which.everyone()),
     }
 }
 
 /// The line above the report: whose time, for how long.
 fn banner(args: &Args) -> String {
-    let whom = whom(&args.target.pid, &args.target.tid, everyone(args));
+    let whom = whom(&args.target.pid, &args.target.tid, args.which.everyone());
     format!("Tracing off-CPU time (us) of {}", args.report.banner(&whom, "", args.duration))
 }
 
@@ -448,9 +409,7 @@ pub fn records() -> Vec<Record> {
 /// # Errors
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
-    if args.max_block_time.is_some_and(|max| max < args.min_block_time) {
-        return Err(common::fault::usage("--max-block-time is less than --min-block-time: no time is between them"));
-    }
+    args.which.check()?;
     let mut loader = Loader::new(&args.tool)?;
     let mut target = Target::new(&args.target)?;
     target.refuse_translation()?;
@@ -458,16 +417,7 @@ pub fn run(args: Args) -> Result<()> {
     let chooser = target.chooser();
     let mut object = MaybeUninit::uninit();
     let mut open = loader.open(OffcputimeSkelBuilder::default(), &mut object)?;
-    let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
-    knobs.want_user = !args.report.kernel_stacks_only;
-    knobs.want_kernel = !args.report.user_stacks_only;
-    knobs.user_threads_only = args.user_threads_only;
-    knobs.kernel_threads_only = args.kernel_threads_only;
-    knobs.min_ns = min_ns(&args);
-    knobs.max_ns = max_ns(&args);
-    knobs.filter_state = args.state.is_some();
-    knobs.state_mask = args.state.unwrap_or(0);
-    knobs.prev_state_given = loader.btf().tracepoint_arguments("sched_switch") >= Some(4);
+    args.which.configure(&mut open, &args.report, loader.btf())?;
     args.stack.configure(&mut open)?;
     let hooks = if args.early_stacks { EARLY } else { loader.first_accepted(&open, &[way(LATE, ""), way(EARLY, EARLY_LACKS)])? };
     let walked_early = hooks.len() == EARLY.len();
@@ -506,34 +456,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_mask_is_taken_or_refused(text in damaged_text(&[b"3", b"0x402", b"4294967295"]), mask: u32) {
-            prop_assert!(state_mask(&text).is_ok() || state_mask(&text).unwrap_err().contains("0xffffffff"));
-            prop_assert_eq!((state_mask(&mask.to_string()), state_mask(&format!("{mask:#x}"))), (Ok(mask), Ok(mask)));
-        }
-
-        #[test]
         fn any_fields_are_those_of_a_thread(text in damaged_text(&[b"S 1 2 2 0 -1 4194304 0", b"I 2 0 0 0 -1 69238880 0"])) {
             let fields: Vec<String> = text.split(' ').map(str::to_owned).collect();
             prop_assert!(is_kernel_thread(&fields).is_none() || fields.len() > 6);
         }
     }
 
-    fn args(line: &str) -> Args {
-        Args::try_parse_from(line.split(' ')).unwrap()
-    }
-
     #[test]
-    fn limits_are_microseconds_and_do_not_overflow() {
-        assert_eq!((min_ns(&args("x")), max_ns(&args("x"))), (1000, u64::MAX));
-        let limited = args("x -m 18446744073709551615 -M 1000");
-        assert_eq!((min_ns(&limited), max_ns(&limited)), (u64::MAX, 1_000_999));
-    }
-
-    #[test]
-    fn states_are_masks() {
-        assert_eq!(state_mask("3"), Ok(3));
-        assert_eq!(state_mask("0x402"), Ok(0x402));
-        assert!(state_mask("-1").is_err());
+    fn marks_are_flags() {
         let marks = Marks { involuntary: true, at_end: true, ..Marks::default() };
         let set = marks.cells().map(|cell| matches!(cell, Cell::Flag(_, true)));
         assert_eq!(set, [true, false, true]);

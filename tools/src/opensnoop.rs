@@ -150,14 +150,7 @@ fn path(text: &[u8], path_size: usize, directory_size: usize) -> Text<'_> {
     if names.is_empty() {
         return given;
     }
-    let mut full = Vec::with_capacity(text.len());
-    for name in names.split(|&byte| byte == 0).rev().filter(|name| !name.is_empty()) {
-        full.push(b'/');
-        full.extend_from_slice(name);
-    }
-    full.push(b'/');
-    full.extend_from_slice(given.bytes());
-    Text::new(full)
+    Text::path(names, given.bytes())
 }
 
 /// The objects that it writes as JSON.

@@ -412,6 +412,7 @@ pub(crate) mod tests {
             stacked: Stacked {
                 user: Some(Stack { frames: user, lost: false }),
                 kernel: Some(Stack { frames: kernel, lost: false }),
+                waker: None,
             },
             values: vec![samples, samples * 1000],
         }

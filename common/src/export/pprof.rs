@@ -15,7 +15,7 @@ use crate::symbol::Module;
 use crate::text::Text;
 
 /// The fields of an entry that become labels, beside its marks.
-const LABELS: [&str; 4] = ["pid", "tid", "cpu", "comm"];
+const LABELS: [&str; 6] = ["pid", "tid", "cpu", "comm", "waker_pid", "waker_comm"];
 /// Where the kernel's half of the address space begins, on every 64-bit machine.
 const KERNEL_START: u64 = 1 << 63;
 

@@ -1,8 +1,19 @@
 """What is measured, and what must hold."""
 from dataclasses import dataclass, field
 
-STREAMS = ("opensnoop", "execsnoop", "tcplife")
+FSDIST_BT = (
+    "tracepoint:syscalls:sys_enter_pread64 { @since[tid] = nsecs; }"
+    " tracepoint:syscalls:sys_exit_pread64 /@since[tid]/ { @usecs = hist((nsecs - @since[tid]) / 1000); delete(@since, tid); }"
+)
+FILETOP_BT = (
+    "tracepoint:syscalls:sys_enter_pread64 { @fd[tid] = args.fd; }"
+    " tracepoint:syscalls:sys_exit_pread64 { @reads[pid, comm, @fd[tid]] = count(); @bytes[pid, comm, @fd[tid]] = sum(args.ret); }"
+)
+STREAMS = ("opensnoop", "execsnoop", "exitsnoop", "tcplife")
+STREAMS = ("opensnoop", "execsnoop", "tcplife", "tcpconnect", "tcpconnlat", "tcpaccept")
 STACK_TOOLS = ("profile", "offcputime", "memleak")
+STREAMS = ("opensnoop", "execsnoop", "tcplife")
+STACK_TOOLS = ("profile", "offcputime", "memleak", "tcpdrop")
 
 
 @dataclass
@@ -44,10 +55,36 @@ COSTS = [
         "libbpf-tools": ["execsnoop"], "bpftrace": ["/usr/sbin/execsnoop.bt"],
         "perf": ["trace", "-a", "-e", "execve,execveat", "-o", "/dev/null"],
     }, 0.5),
+    Case("fsslower", "fsslower", [], "pread", 150, 20000, "cached read", {"libbpf-tools": ["fsslower", "-t", "ext4"]}, 0.5),
+    Case("fsdist", "fsdist", [], "pread", 150, 20000, "cached read", {
+        "libbpf-tools": ["fsdist", "-t", "ext4"], "bpftrace": ["-e", FSDIST_BT],
+    }, 0.5),
+    Case("filetop", "filetop", ["60"], "pread", 150, 20000, "cached read", {
+        "libbpf-tools": ["filetop", "60"], "bpftrace": ["-e", FILETOP_BT],
+    }, 0.5),
+    Case("exitsnoop", "exitsnoop", [], "spawn", 60, 25, "spawn and wait", {"libbpf-tools": ["exitsnoop"]}, 0.5),
+    Case("syscount", "syscount", [], "getppid", 150, 20000, "getppid", {
+        "libbpf-tools": ["syscount"], "bpftrace": ["/usr/sbin/syscount.bt"],
+    }, 0.5),
+    Case("syscount -P", "syscount", ["-P"], "getppid", 150, 20000, "getppid", {"libbpf-tools": ["syscount", "-P"]}),
+    Case("syscount -L", "syscount", ["-L"], "getppid", 150, 20000, "getppid", {"libbpf-tools": ["syscount", "-L"]}, 0.5),
     Case("tcplife", "tcplife", [], "connect", 80, 100, "end of a session", {"libbpf-tools": ["tcplife"]}, 0.5),
+    Case("tcpconnect", "tcpconnect", [], "connect", 80, 100, "connection", {
+        "libbpf-tools": ["tcpconnect"], "bpftrace": ["/usr/sbin/tcpconnect.bt"],
+    }),
+    Case("tcpconnlat", "tcpconnlat", [], "connect", 80, 100, "connection", {"libbpf-tools": ["tcpconnlat"]}),
+    Case("tcpaccept", "tcpaccept", [], "connect", 80, 100, "connection", {"bpftrace": ["/usr/sbin/tcpaccept.bt"]}),
+    Case("tcptop", "tcptop", ["1"], "connect", 80, 100, "connection", {"libbpf-tools": ["tcptop"]}),
+    Case("gethostlatency", "gethostlatency", [], "lookup", 150, 2000, "lookup of a number", {
+        "libbpf-tools": ["gethostlatency"], "bpftrace": ["/usr/sbin/gethostlatency.bt"],
+    }, 0.85),
     Case("runqlat", "runqlat", [], "switch", 150, 2000, "context switch", {
         "libbpf-tools": ["runqlat"], "bpftrace": ["/usr/sbin/runqlat.bt"], "perf": ["sched", "record", "-o", "/dev/null"],
     }, 0.5),
+    Case("runqslower", "runqslower", [], "switch", 150, 2000, "context switch", {
+        "libbpf-tools": ["runqslower"], "bpftrace": ["/usr/sbin/runqlat.bt"],
+    }, 0.5),
+    Case("cpudist", "cpudist", [], "switch", 150, 2000, "context switch", {"libbpf-tools": ["cpudist"]}, 0.5),
     Case("offcputime", "offcputime", ["60"], "switch", 60, 1000, "context switch", {
         "libbpf-tools": ["offcputime", "60"], "bpftrace": ["-e", OFFCPU_BT],
         "perf": ["sched", "record", "-g", "-o", "/dev/null"],
@@ -58,6 +95,9 @@ COSTS = [
     Case("offcputime -p of another process", "offcputime", ["-p", "1", "60"], "switch", 60, 1000, "context switch", {
         "libbpf-tools": ["offcputime", "60"],
     }, 0.1),
+    Case("funclatency", "funclatency", ["-p", "{pid}", "c:malloc"], "malloc", 60, 500, "malloc and free, the first timed", {
+        "libbpf-tools": ["funclatency", "-p", "{pid}", "{libc}:malloc"],
+    }),
     Case("memleak", "memleak", ["-p", "{pid}"], "malloc", 60, 500, "malloc and free", {
         "libbpf-tools": ["memleak", "-p", "{pid}", "-O", "{libc}"], "bpftrace": ["-e", MEMLEAK_BT],
     }, 0.3),
@@ -66,6 +106,7 @@ COSTS = [
 # These cost less than the work itself varies: the kernel's account of their run time, over the events.
 ACCOUNTED = [
     Case("biolatency", "biolatency", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["biolatency"]}),
+    Case("biosnoop", "biosnoop", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["biosnoop"]}),
     Case("biotop", "biotop", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["biotop"]}),
 ]
 
@@ -99,12 +140,28 @@ FILTER_NS = 25
 LIVES = {
     "opensnoop": ([], ("open", 1)),
     "execsnoop": ([], ("spawn", 1)),
+    "exitsnoop": ([], ("spawn", 1)),
     "tcplife": ([], ("connect", 1)),
+    "tcpconnect": ([], ("connect", 1)),
+    "tcpconnlat": ([], ("connect", 1)),
+    "tcpaccept": ([], ("connect", 1)),
+    "tcptop": ([], None),
+    "gethostlatency": ([], None),
+    "tcpdrop": ([], None),
+    "tcpretrans": ([], None),
     "runqlat": ([], None),
     "offcputime": ([], None),
     "biolatency": ([], None),
+    "biosnoop": ([], None),
     "biotop": ([], None),
+    "filetop": ([], None),
+    "fsdist": ([], None),
+    "fsslower": ([], None),
+    "cachestat": ([], None),
+    "oomkill": ([], None),
+    "syscount": ([], None),
     "profile": ([], None),
+    "funclatency": (["-p", "{pid}", "c:malloc"], None),
     "memleak": (["-p", "{pid}"], None),
 }
 FIRST_MS, EXIT_MS = 20, 20

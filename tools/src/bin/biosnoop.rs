@@ -1,0 +1,3 @@
+//! The `biosnoop` binary.
+
+tools::main!(biosnoop);

@@ -1,0 +1,3 @@
+//! The `btrfsdist` binary.
+
+tools::main!(btrfsdist = fsdist fs_type "btrfs");

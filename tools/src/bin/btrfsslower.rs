@@ -1,0 +1,3 @@
+//! The `btrfsslower` binary.
+
+tools::main!(btrfsslower = fsslower fs_type "btrfs");

@@ -1,0 +1,3 @@
+//! The `cachestat` binary.
+
+tools::main!(cachestat);

@@ -1,0 +1,3 @@
+//! The `cpudist` binary.
+
+tools::main!(cpudist);

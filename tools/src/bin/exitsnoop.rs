@@ -1,0 +1,3 @@
+//! The `exitsnoop` binary.
+
+tools::main!(exitsnoop);

@@ -1,0 +1,3 @@
+//! The `filetop` binary.
+
+tools::main!(filetop);

@@ -1,0 +1,3 @@
+//! The `fsdist` binary.
+
+tools::main!(fsdist);

@@ -1,0 +1,3 @@
+//! The `fsslower` binary.
+
+tools::main!(fsslower);

@@ -1,0 +1,3 @@
+//! The `funclatency` binary.
+
+tools::main!(funclatency);

@@ -1,0 +1,3 @@
+//! The `fusedist` binary.
+
+tools::main!(fusedist = fsdist fs_type "fuse");

@@ -1,0 +1,3 @@
+//! The `fuseslower` binary.
+
+tools::main!(fuseslower = fsslower fs_type "fuse");

@@ -1,0 +1,3 @@
+//! The `gethostlatency` binary.
+
+tools::main!(gethostlatency);

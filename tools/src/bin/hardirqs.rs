@@ -1,0 +1,3 @@
+//! The `hardirqs` binary.
+
+tools::main!(hardirqs);

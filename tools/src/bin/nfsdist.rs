@@ -1,0 +1,3 @@
+//! The `nfsdist` binary.
+
+tools::main!(nfsdist = fsdist fs_type "nfs");

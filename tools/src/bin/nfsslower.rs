@@ -1,0 +1,3 @@
+//! The `nfsslower` binary.
+
+tools::main!(nfsslower = fsslower fs_type "nfs");

@@ -1,0 +1,3 @@
+//! The `offwaketime` binary.
+
+tools::main!(offwaketime);

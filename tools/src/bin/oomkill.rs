@@ -1,0 +1,3 @@
+//! The `oomkill` binary.
+
+tools::main!(oomkill);

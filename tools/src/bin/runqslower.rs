@@ -1,0 +1,3 @@
+//! The `runqslower` binary.
+
+tools::main!(runqslower);

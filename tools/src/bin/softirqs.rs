@@ -1,0 +1,3 @@
+//! The `softirqs` binary.
+
+tools::main!(softirqs);

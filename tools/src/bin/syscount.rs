@@ -1,0 +1,3 @@
+//! The `syscount` binary.
+
+tools::main!(syscount);

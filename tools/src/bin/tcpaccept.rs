@@ -1,0 +1,3 @@
+//! The `tcpaccept` binary.
+
+tools::main!(tcpaccept);

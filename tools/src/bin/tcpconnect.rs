@@ -1,0 +1,3 @@
+//! The `tcpconnect` binary.
+
+tools::main!(tcpconnect);

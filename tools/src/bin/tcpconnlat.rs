@@ -1,0 +1,3 @@
+//! The `tcpconnlat` binary.
+
+tools::main!(tcpconnlat);

@@ -1,0 +1,3 @@
+//! The `tcpdrop` binary.
+
+tools::main!(tcpdrop);

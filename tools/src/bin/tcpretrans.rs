@@ -1,0 +1,3 @@
+//! The `tcpretrans` binary.
+
+tools::main!(tcpretrans);

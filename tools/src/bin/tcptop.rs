@@ -1,0 +1,3 @@
+//! The `tcptop` binary.
+
+tools::main!(tcptop);

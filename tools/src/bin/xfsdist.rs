@@ -1,0 +1,3 @@
+//! The `xfsdist` binary.
+
+tools::main!(xfsdist = fsdist fs_type "xfs");

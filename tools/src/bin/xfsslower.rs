@@ -1,0 +1,3 @@
+//! The `xfsslower` binary.
+
+tools::main!(xfsslower = fsslower fs_type "xfs");
