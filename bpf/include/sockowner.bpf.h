@@ -74,6 +74,13 @@ TRACEPOINT_HOOK(sock_owner, inet_sock_set_state, struct sock *sk, int old, int n
 		}
 		return 0;
 	}
+	if (old == TCP_LISTEN) {
+		/* Not skc_num, which may have been given back. What comes to this port now is not for this process. */
+		key = sock_owner_port_key(sock_netns(sk), bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport)));
+		bpf_map_delete_elem(&sock_owners, &key);
+		bpf_map_delete_elem(&sock_owners_before, &key);
+		return 0;
+	}
 	/* A socket that is aborted (ss -K) is owned by whoever does that; it sends nothing any more. */
 	if (!FIELD(sk, sk_lock.owned) || new == TCP_CLOSE)
 		return 0;

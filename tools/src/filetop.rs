@@ -196,7 +196,7 @@ impl Report for View<'_> {
             totals = grouped(totals, |total| subjects.group_of(total.key.tgid, &Text::from_c(&total.value.comm)));
         }
         totals.sort_by_key(|total| Reverse(total.rank(self.sort)));
-        self.top.print(&totals, &[], Total::cells)
+        self.top.print(&totals, Total::cells)
     }
 
     fn ended(&mut self) -> Result<()> {

@@ -203,7 +203,7 @@ impl Report for View<'_> {
 
     fn interval(&mut self) -> Result<()> {
         let (totals, unit_ns) = (self.take()?, self.unit_ns);
-        self.top.print(&totals, &[], |total, time_ns| total.cells(time_ns, unit_ns))
+        self.top.print(&totals, |total, time_ns| total.cells(time_ns, unit_ns))
     }
 }
 

@@ -257,7 +257,7 @@ impl Report for View {
     fn interval(&mut self) -> Result<()> {
         self.look()?;
         let rows = self.ledger.take(self.sort);
-        self.top.print(&rows, &[], Moved::cells)
+        self.top.print(&rows, Moved::cells)
     }
 }
 
