@@ -498,19 +498,10 @@ static __always_inline u64 pointer_arg(unsigned long long *ctx, u32 n)
 	return value;
 }
 
-/* Argument `n` of a tracepoint. In assembly, because of two loads at different places the compiler makes one at a
- * calculated place, which the verifier does not let pass. */
-#define ARG(n)                                                                                                         \
-	({                                                                                                             \
-		u64 __arg;                                                                                             \
-		asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(__arg) : "r"(ctx), "i"((n) * sizeof(u64)));               \
-		__arg;                                                                                                 \
-	})
-
 static __always_inline int kmalloced(unsigned long long *ctx)
 {
 	u64 pointer = pointer_arg(ctx, 1);
-	u64 size = kmalloc_size_arg == 4 ? ARG(4) : ARG(3);
+	u64 size = kmalloc_size_arg == 4 ? CTX_WORD(ctx, 4) : CTX_WORD(ctx, 3);
 
 	if (pointer && wants(size))
 		allocated(ctx, pointer, size, 0);
@@ -533,9 +524,9 @@ static __always_inline u64 kmem_cache_size(const bool typed, unsigned long long 
 	struct kmem_cache *cache;
 
 	if (kmem_cache_size_arg == 3)
-		return ARG(3);
+		return CTX_WORD(ctx, 3);
 	if (kmem_cache_size_arg == 4)
-		return ARG(4);
+		return CTX_WORD(ctx, 4);
 	cache = (void *)ctx[2];
 	return FIELD(cache, size);
 }
@@ -606,7 +597,7 @@ TRACEPOINT_HOOK(memleak_page_free_batched, mm_page_free_batched)
 
 TRACEPOINT_HOOK(memleak_percpu_alloc, percpu_alloc_percpu)
 {
-	u64 size = percpu_size_arg == 3 ? ARG(3) : ARG(2);
+	u64 size = percpu_size_arg == 3 ? CTX_WORD(ctx, 3) : CTX_WORD(ctx, 2);
 	u64 pointer = pointer_arg(ctx, percpu_pointer_arg);
 
 	if (pointer && wants(size))

@@ -11,7 +11,6 @@
 
 #define SIGKILL	      9
 #define SEND_SIG_PRIV 1 /* include/linux/sched/signal.h: by the kernel */
-#define CGROUP_LEVELS 32
 
 /* Before 6.8 (72ba14deb40a) mark_victim has only the number of the thread. */
 const volatile bool task_given = false;

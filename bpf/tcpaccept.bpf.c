@@ -45,8 +45,7 @@ struct proto_accept_arg;
 SEC("?fexit/inet_csk_accept")
 int tcpaccept_return__fexit(unsigned long long *ctx)
 {
-	/* Volatile, so that no address is computed from the context, which the verifier does not allow. */
-	u64 result = bpf_core_type_exists(struct proto_accept_arg) ? READ_ONCE(ctx[2]) : READ_ONCE(ctx[4]);
+	u64 result = bpf_core_type_exists(struct proto_accept_arg) ? CTX_WORD(ctx, 2) : CTX_WORD(ctx, 4);
 
 	return UNPREEMPTED(returned(ctx, (void *)result));
 }

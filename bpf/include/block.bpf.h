@@ -172,7 +172,7 @@ static __always_inline bool block_charged_to_wanted(struct bio *bio)
 {
 	struct cgroup *own, *charged;
 
-	if (!filter_by_cgroup() || !bpf_core_field_exists(bio->bi_blkg))
+	if (!filter_by_cgroup || !bpf_core_field_exists(bio->bi_blkg))
 		return false;
 	own = cgroup_of((void *)bpf_get_current_task(), filter_cgroup_controller);
 	charged = BPF_CORE_READ(bio, bi_blkg, blkcg, css.cgroup);

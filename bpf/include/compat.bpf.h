@@ -43,23 +43,4 @@ static __always_inline u64 cgroup_ancestor_id(struct cgroup *cgroup, u32 level)
 }
 
 /* Levels of a hierarchy that are looked at; common::target refuses what lies deeper. */
-#define CGROUP_LEVELS 32
-
-/*
- * The same for a pointer that the verifier knows, without a call: it knows no flexible array of pointers, so the way is
- * up the hierarchy.
- */
-static __always_inline u64 cgroup_ancestor_id_typed(struct cgroup *cgroup, u32 level)
-{
-#pragma clang loop unroll(disable)
-	for (u32 i = 0; i < CGROUP_LEVELS; i++) {
-		u32 own = cgroup->level;
-
-		if (own == level)
-			return cgroup->kn->id;
-		if (own < level)
-			return 0;
-		cgroup = cgroup->self.parent->cgroup;
-	}
-	return cgroup_ancestor_id(cgroup, level);
-}
+#define CGROUP_LEVELS 64

@@ -106,6 +106,20 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 		__value;                                                                                               \
 	})
 
+/*
+ * Argument `n` of a hook, or after the arguments of a function its result. In assembly, because of two loads at
+ * different places the compiler makes one at a calculated place, which the verifier does not let pass.
+ */
+#define CTX_WORD(ctx, n)                                                                                               \
+	({                                                                                                             \
+		u64 __word;                                                                                            \
+                                                                                                                       \
+		asm volatile("%[w] = *(u64 *)(%[c] + %[at])"                                                           \
+			     : [w] "=r"(__word)                                                                        \
+			     : [c] "r"(ctx), [at] "i"((n) * sizeof(u64)));                                             \
+		__word;                                                                                                \
+	})
+
 /* Why something that happened is not in the report. common::lost names these; keep both in step. */
 enum lost_reason {
 	LOST_EVENT,   /* the event buffer had no room */

@@ -37,36 +37,71 @@ const volatile u32 filter_comm_begin = 0;
 const volatile u32 filter_comm_stars = 0;
 const volatile u32 filter_comm_end = 0;
 const volatile u32 filter_comm_steps[256] = {};
-/* A cgroup with its descendants: id, depth, and the index of its v1 controller or -1 for the v2 hierarchy. */
-const volatile u64 filter_cgroup = 0;
-const volatile u32 filter_cgroup_level = 0;
+/* Tasks of the cgroups in filter_cgroup_ids and those below; the v1 controller of their hierarchy or -1 for v2. */
+const volatile bool filter_by_cgroup = false;
 const volatile s32 filter_cgroup_controller = -1;
-/* Several of them, of one hierarchy, are in filter_cgroup_ids. */
-const volatile bool filter_many_cgroups = false;
 /* BCC's pinned maps: u64 cgroup ids, u64 mount namespace inode numbers. */
 const volatile bool filter_cgroupmap = false;
 const volatile bool filter_mntnsmap = false;
 
-struct filter_set {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, u32);
-	__type(value, u8);
-};
-struct filter_set filter_tgids SEC(".maps");
-struct filter_set filter_tids SEC(".maps");
+/*
+ * Sets of process and thread ids: a byte for each id that there can be (PID_MAX_LIMIT of include/linux/threads.h),
+ * which is a tenth of the cost of a hash, has room for all and is written from user space, too. No more of it is made
+ * than ids ask for.
+ */
+#define FILTER_IDS_EACH 4096
 
-struct filter_cgroup_set {
+struct filter_id_set {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, (4 << 20) / FILTER_IDS_EACH);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, u32);
+	__type(value, u8[FILTER_IDS_EACH]);
+};
+struct filter_id_set filter_tgids SEC(".maps");
+struct filter_id_set filter_tids SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, u64);
 	__type(value, u8);
+} filter_cgroup_ids SEC(".maps");
+
+/*
+ * What was found out about the last cgroups and names that were seen, so that for most events nothing is to be found
+ * out. A word is written at once; of more than one, what interrupts between the words can leave a mixture, which `sum`
+ * tells.
+ */
+#define FILTER_SEEN_BITS 6
+
+/* A cgroup's id, and in bit 0 whether it or one above it is wanted: ids are never used again, and trees do not change.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1 << FILTER_SEEN_BITS);
+	__type(key, u32);
+	__type(value, u64);
+} filter_cgroups_seen SEC(".maps");
+
+enum filter_verdict {
+	FILTER_UNWANTED = 1,
+	FILTER_WANTED = 2,
+	FILTER_VERDICT = 3,
 };
-struct filter_cgroup_set filter_cgroup_ids SEC(".maps");
-/* Of each cgroup seen, whether it or one above it is wanted: ids are never used again, and trees do not change. */
-struct filter_cgroup_set filter_cgroup_verdicts SEC(".maps");
+
+struct filter_name {
+	u64 words[TASK_COMM_LEN / sizeof(u64)];
+	u64 sum; /* of the words, and for the lowest bits the verdict */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1 << FILTER_SEEN_BITS);
+	__type(key, u32);
+	__type(value, struct filter_name);
+} filter_names_seen SEC(".maps");
 
 /* BCC's pinned maps are the one entry of these, so that they keep their names and sizes. */
 struct filter_pinned {
@@ -84,13 +119,31 @@ struct filter_pinned {
 struct filter_pinned filter_cgroups SEC(".maps");
 struct filter_pinned filter_mntnses SEC(".maps");
 
+/* 2^64 divided by the golden ratio: the upper bits of a product with it are spread well. */
+#define FILTER_SPREAD 0x9e3779b97f4a7c15ULL
+
+static __always_inline u8 *filter_id(void *set, u32 id)
+{
+	u32 key = id / FILTER_IDS_EACH;
+	u8 *ids = bpf_map_lookup_elem(set, &key);
+
+	return ids ? &ids[id % FILTER_IDS_EACH] : NULL;
+}
+
+static __always_inline bool filter_has_id(void *set, u32 id)
+{
+	u8 *is_in = filter_id(set, id);
+
+	return is_in && *is_in;
+}
+
 static __always_inline bool filter_wants_tgid(u32 tgid)
 {
 	if (filter_self && tgid == filter_self)
 		return false;
 	if (filter_tgid && tgid != filter_tgid)
 		return false;
-	return !filter_many || bpf_map_lookup_elem(&filter_tgids, &tgid);
+	return !filter_many || filter_has_id(&filter_tgids, tgid);
 }
 
 static __always_inline bool filter_by_ids(void)
@@ -104,9 +157,7 @@ static __always_inline bool filter_wants_ids(u32 tgid, u32 tid)
 		return false;
 	if (filter_tid && tid != filter_tid)
 		return false;
-	if (filter_many_tids && !bpf_map_lookup_elem(&filter_tids, &tid))
-		return false;
-	return true;
+	return !filter_many_tids || filter_has_id(&filter_tids, tid);
 }
 
 static OWN_FRAME bool filter_wants_comm(const char *comm)
@@ -126,45 +177,60 @@ static OWN_FRAME bool filter_wants_comm(const char *comm)
 /* The two words of a name. */
 static __always_inline bool filter_wants_name(const u64 *words)
 {
+	u64 sum = words[0] * FILTER_SPREAD + words[1] * (FILTER_SPREAD >> 7 | 1);
+	u32 slot = sum >> (64 - FILTER_SEEN_BITS);
+	struct filter_name *seen;
+	bool wanted;
+
 	if (filter_comm_mask[0])
 		return (words[0] & filter_comm_mask[0]) == filter_comm_value[0] &&
 		       (words[1] & filter_comm_mask[1]) == filter_comm_value[1];
-	return filter_wants_comm((const char *)words);
-}
-
-/* Whether one of several is it or above it, which is found out once. */
-static OWN_FRAME bool filter_wants_cgroup_of(struct cgroup *cgroup, u64 leaf)
-{
-	u8 wanted = 0, *verdict;
-	u64 id;
-
-	verdict = bpf_map_lookup_elem(&filter_cgroup_verdicts, &leaf);
-	if (verdict)
-		return *verdict;
-	for (u32 level = 0; level < CGROUP_LEVELS; level++) {
-		id = cgroup_ancestor_id(cgroup, level);
-		if (!id)
-			break;
-		if (bpf_map_lookup_elem(&filter_cgroup_ids, &id)) {
-			wanted = 1;
-			break;
-		}
+	sum &= ~(u64)FILTER_VERDICT;
+	seen = bpf_map_lookup_elem(&filter_names_seen, &slot);
+	if (!seen)
+		return false;
+	if (seen->words[0] == words[0] && seen->words[1] == words[1]) {
+		if (seen->sum == (sum | FILTER_UNWANTED))
+			return false;
+		if (seen->sum == (sum | FILTER_WANTED))
+			return true;
 	}
-	bpf_map_update_elem(&filter_cgroup_verdicts, &leaf, &wanted, BPF_ANY);
+	wanted = filter_wants_comm((const char *)words);
+	seen->sum = 0;
+	seen->words[0] = words[0];
+	seen->words[1] = words[1];
+	seen->sum = sum | (wanted ? FILTER_WANTED : FILTER_UNWANTED);
 	return wanted;
 }
 
-static __always_inline bool filter_by_cgroup(void)
+static OWN_FRAME bool filter_wants_cgroup_or_above(struct cgroup *cgroup)
 {
-	return filter_cgroup || filter_many_cgroups;
+	for (u32 level = 0; level < CGROUP_LEVELS; level++) {
+		u64 id = cgroup_ancestor_id(cgroup, level);
+
+		if (!id)
+			break;
+		if (bpf_map_lookup_elem(&filter_cgroup_ids, &id))
+			return true;
+	}
+	return false;
 }
 
 static __always_inline bool filter_wants_cgroup(const bool typed, struct cgroup *cgroup)
 {
-	if (!filter_cgroup)
-		return filter_wants_cgroup_of(cgroup, typed ? cgroup->kn->id : BPF_CORE_READ(cgroup, kn, id));
-	return filter_cgroup == (typed ? cgroup_ancestor_id_typed(cgroup, filter_cgroup_level)
-				       : cgroup_ancestor_id(cgroup, filter_cgroup_level));
+	u64 id = typed ? cgroup->kn->id : BPF_CORE_READ(cgroup, kn, id), *seen, known;
+	u32 slot = id * FILTER_SPREAD >> (64 - FILTER_SEEN_BITS);
+	bool wanted;
+
+	seen = bpf_map_lookup_elem(&filter_cgroups_seen, &slot);
+	if (!seen)
+		return false;
+	known = READ_ONCE(*seen);
+	if (known >> 1 == id)
+		return known & 1;
+	wanted = filter_wants_cgroup_or_above(cgroup);
+	WRITE_ONCE(*seen, id << 1 | wanted);
+	return wanted;
 }
 
 static __always_inline bool filter_pinned_has(void *pinned, u64 id)
@@ -208,7 +274,7 @@ static __always_inline bool filter_wants_task_as(const bool typed, struct task_s
 		if (!filter_wants_name(words))
 			return false;
 	}
-	if (filter_by_cgroup() && !filter_wants_cgroup(typed, cgroup_of_as(typed, task, filter_cgroup_controller)))
+	if (filter_by_cgroup && !filter_wants_cgroup(typed, cgroup_of_as(typed, task, filter_cgroup_controller)))
 		return false;
 	if (!filter_wants_pinned(task))
 		return false;
@@ -222,22 +288,21 @@ static __always_inline bool filter_wants_task(struct task_struct *task)
 	return filter_wants_task_as(false, task);
 }
 
-static OWN_FRAME bool filter_wants_current_by_all(void)
+static OWN_FRAME bool filter_wants_current_read(void)
 {
-	if (filter_current_typed)
-		return filter_wants_task_as(true, bpf_get_current_task_btf());
 	return filter_wants_task_as(false, (void *)bpf_get_current_task());
 }
 
 /* The same for an event that is about current. */
 static __always_inline bool filter_wants_current(void)
 {
-	bool others = filter_uid != ANY_ID || filter_ppid || filter_comm_end || filter_by_cgroup() ||
-		      filter_cgroupmap || filter_mntnsmap || want_subjects;
+	bool others = filter_uid != ANY_ID || filter_ppid || filter_comm_end || filter_by_cgroup || filter_cgroupmap ||
+		      filter_mntnsmap || want_subjects;
 	u64 id;
 
 	if (others)
-		return filter_wants_current_by_all();
+		return filter_current_typed ? filter_wants_task_as(true, bpf_get_current_task_btf())
+					    : filter_wants_current_read();
 	if (!filter_by_ids())
 		return true;
 	id = bpf_get_current_pid_tgid();
@@ -249,12 +314,14 @@ static __always_inline bool filter_wants_current(void)
  */
 TRACEPOINT_HOOK(filter_fork, sched_process_fork, struct task_struct *parent, struct task_struct *child)
 {
-	u32 tgid = FIELD(child, tgid), parent_tgid = FIELD(parent, tgid);
-	u8 wanted = 1;
+	u32 tgid = FIELD(child, tgid);
+	u8 *is_in;
 
-	if (tgid == (u32)FIELD(child, pid) && bpf_map_lookup_elem(&filter_tgids, &parent_tgid) &&
-	    bpf_map_update_elem(&filter_tgids, &tgid, &wanted, BPF_ANY))
-		count_lost(LOST_STATE);
+	if (tgid != (u32)FIELD(child, pid) || !filter_has_id(&filter_tgids, FIELD(parent, tgid)))
+		return 0;
+	is_in = filter_id(&filter_tgids, tgid);
+	if (is_in)
+		*is_in = 1;
 	return 0;
 }
 
@@ -262,8 +329,9 @@ TRACEPOINT_HOOK(filter_fork, sched_process_fork, struct task_struct *parent, str
 TRACEPOINT_HOOK(filter_free, sched_process_free, struct task_struct *task)
 {
 	u32 tgid = FIELD(task, tgid);
+	u8 *is_in = tgid == (u32)FIELD(task, pid) ? filter_id(&filter_tgids, tgid) : NULL;
 
-	if (tgid == (u32)FIELD(task, pid))
-		bpf_map_delete_elem(&filter_tgids, &tgid);
+	if (is_in)
+		*is_in = 0;
 	return 0;
 }

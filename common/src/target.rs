@@ -6,10 +6,12 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Object, OpenObject};
+use libbpf_rs::{Map, MapCore, MapFlags, MapHandle, MapType, Object, OpenObject};
+use memmap2::{MmapOptions, MmapRaw};
 
 use crate::cgroup::{self, Cgroup, Tree};
 use crate::child::Child;
@@ -25,10 +27,10 @@ use crate::subject::{Attribute, Wish};
 
 /// TASK_COMM_LEN of include/linux/sched.h, without the NUL.
 const COMM_MAX: usize = 15;
-/// Processes that --follow can follow at a time: pid_max of most systems.
-const FOLLOWED_MAX: u32 = 65536;
+/// FILTER_IDS_EACH of filter.bpf.h.
+const IDS_EACH: u32 = 4096;
 /// CGROUP_LEVELS of compat.bpf.h.
-const CGROUP_LEVELS: u32 = 32;
+const CGROUP_LEVELS: u32 = 64;
 
 /// Whose events are wanted. Flattened into every tool's options; [`letters`] gives them their short forms.
 #[derive(Args, Clone, Debug, Default)]
@@ -268,14 +270,20 @@ impl Target {
             let (wanted, pinned) = match name.as_str() {
                 "filter_tgids" => (many, None),
                 "filter_tids" => (self.tids.len() > 1, None),
-                "filter_cgroup_ids" | "filter_cgroup_verdicts" => (self.cgroups.len() > 1, None),
+                "filter_cgroup_ids" | "filter_cgroups_seen" => (!self.cgroups.is_empty(), None),
+                "filter_names_seen" => (self.comm.as_ref().is_some_and(|comm| comm.plain().is_none()), None),
                 "filter_cgroups" => (self.cgroupmap.is_some(), self.cgroupmap.as_deref()),
                 "filter_mntnses" => (self.mntnsmap.is_some(), self.mntnsmap.as_deref()),
                 _ => continue,
             };
             map.set_autocreate(wanted)?;
-            if name == "filter_tgids" && self.follow {
-                map.set_max_entries(FOLLOWED_MAX)?;
+            let ids = match name.as_str() {
+                "filter_tgids" if !self.follow => &pids,
+                "filter_tids" => &tids,
+                _ => &Vec::new(),
+            };
+            if let Some(most) = ids.iter().max() {
+                map.set_max_entries(most / IDS_EACH + 1)?;
             }
             if let Some(path) = pinned {
                 // It is the model of what can be an entry, and then is the entry.
@@ -320,13 +328,7 @@ impl Target {
         }
         if let Some(cgroup) = self.cgroups.first() {
             knobs.set("filter_cgroup_controller", &cgroup.controller.to_ne_bytes())?;
-            match self.cgroups.len() {
-                1 => {
-                    knobs.set("filter_cgroup", &cgroup.id.to_ne_bytes())?;
-                    set("filter_cgroup_level", cgroup.level)?;
-                }
-                _ => flag("filter_many_cgroups", true)?,
-            }
+            flag("filter_by_cgroup", true)?;
         }
         flag("filter_cgroupmap", self.cgroupmap.is_some())?;
         flag("filter_mntnsmap", self.mntnsmap.is_some())?;
@@ -349,26 +351,19 @@ impl Target {
     /// Fill the maps of a loaded object.
     pub(crate) fn fill(&self, object: &Object) -> Result<()> {
         let Ids { pids, tids, .. } = self.translated()?;
-        let bytes = |ids: &[u32]| ids.iter().map(|id| id.to_ne_bytes().to_vec()).collect();
-        let sets: [(&str, Vec<Vec<u8>>); 3] = [
-            ("filter_tgids", bytes(&pids)),
-            ("filter_tids", bytes(&tids)),
-            ("filter_cgroup_ids", self.cgroups.iter().map(|cgroup| cgroup.id.to_ne_bytes().to_vec()).collect()),
-        ];
-        for (name, keys) in sets {
-            if keys.len() < 2 && !(self.follow && name == "filter_tgids") {
-                continue;
+        for (name, ids) in [("filter_tgids", pids), ("filter_tids", tids)] {
+            if ids.len() > 1 || self.follow && name == "filter_tgids" {
+                IdSet::of(object, name)?.add(ids);
             }
-            let map = object.maps().find(|map| map.name() == name).ok_or_else(|| anyhow!("no map {name}"))?;
-            for key in keys {
-                map.update(&key, &[1], MapFlags::ANY).context("too many to filter by")?;
-            }
+        }
+        for cgroup in &self.cgroups {
+            let map = map_of(object, "filter_cgroup_ids")?;
+            map.update(&cgroup.id.to_ne_bytes(), &[1], MapFlags::ANY).context("too many cgroups to filter by")?;
         }
         for (name, path) in [("filter_cgroups", &self.cgroupmap), ("filter_mntnses", &self.mntnsmap)] {
             let Some(path) = path else { continue };
-            let map = object.maps().find(|map| map.name() == name).ok_or_else(|| anyhow!("no map {name}"))?;
             let entry = open_pinned(path)?;
-            map.update(&0u32.to_ne_bytes(), &entry.as_fd().as_raw_fd().to_ne_bytes(), MapFlags::ANY)
+            map_of(object, name)?.update(&0u32.to_ne_bytes(), &entry.as_fd().as_raw_fd().to_ne_bytes(), MapFlags::ANY)
                 .with_context(|| format!("cannot use the pinned map {}", path.display()))?;
         }
         Ok(())
@@ -376,9 +371,10 @@ impl Target {
 
     /// Add to those followed what they have started before: the hooks see only what they start from now on.
     pub(crate) fn adopt(&self, object: &Object) -> Result<()> {
-        let Some(map) = object.maps().find(|map| map.name() == "filter_tgids").filter(|_| self.follow) else {
+        if !self.follow || object.maps().all(|map| map.name() != "filter_tgids") {
             return Ok(());
-        };
+        }
+        let followed = IdSet::of(object, "filter_tgids")?;
         // One that was started while we looked, by one that the hooks did not know yet, is found the next time.
         let mut known = HashSet::new();
         loop {
@@ -387,10 +383,31 @@ impl Target {
                 return Ok(());
             }
             let new: Vec<u32> = all.difference(&known).copied().collect();
-            for pid in Translator::here().initial(&new)? {
-                map.update(&pid.to_ne_bytes(), &[1], MapFlags::ANY).context("too many processes to follow")?;
-            }
+            followed.add(Translator::here().initial(&new)?);
             known.extend(all);
+        }
+    }
+}
+
+fn map_of<'obj>(object: &'obj Object, name: &str) -> Result<Map<'obj>> {
+    object.maps().find(|map| map.name() == name).ok_or_else(|| anyhow!("no map {name}"))
+}
+
+/// A `filter_id_set` of a loaded object: a byte for each id, which programs read and write at the same time.
+struct IdSet(MmapRaw);
+
+impl IdSet {
+    fn of(object: &Object, name: &str) -> Result<Self> {
+        let map = map_of(object, name)?;
+        let size = map.max_entries() as usize * IDS_EACH as usize;
+        let bytes = MmapOptions::new().len(size).map_raw(map.as_fd().as_raw_fd());
+        Ok(Self(bytes.with_context(|| format!("cannot map {name}"))?))
+    }
+
+    fn add(&self, ids: Vec<u32>) {
+        for id in ids.into_iter().map(|id| id as usize).filter(|id| *id < self.0.len()) {
+            // SAFETY: within the mapping, which this owns; the kernel's half reads and writes single bytes, too.
+            unsafe { AtomicU8::from_ptr(self.0.as_mut_ptr().add(id)) }.store(1, Ordering::Relaxed);
         }
     }
 }
@@ -516,8 +533,8 @@ impl TargetArgs {
             (None, Some(wanted)) => Node::here().select(&mut Tree::open()?, &wanted)?,
             (None, None) => Vec::new(),
         };
-        if let Some(deep) = cgroups.iter().find(|cgroup| cgroups.len() > 1 && cgroup.level >= CGROUP_LEVELS) {
-            bail!("{} lies more than {CGROUP_LEVELS} levels deep: name it alone", deep.path.display());
+        if let Some(deep) = cgroups.iter().find(|cgroup| cgroup.level >= CGROUP_LEVELS) {
+            bail!("{} lies more than {CGROUP_LEVELS} levels deep", deep.path.display());
         }
         Ok(cgroups)
     }

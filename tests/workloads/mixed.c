@@ -4,12 +4,13 @@
  *
  * Says "ready" and waits for a byte on its standard input. Then leak() allocates 100 times 1000 bytes that are never
  * freed, and round after round it opens files, allocates and frees, computes, reads from the disk past the cache,
- * sleeps, and every few rounds has a session with itself and executes a program. It ends when its standard input does,
- * and then prints how many rounds there were.
+ * sleeps, and every few rounds has a session with itself, is refused one, looks up a host and executes a program. It
+ * ends when its standard input does, and then prints how many rounds there were.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <netdb.h>
 #include <poll.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -77,6 +78,34 @@ void talk(int listener, const struct sockaddr_in *address)
 	close(client);
 }
 
+/* To a port that is bound, so that nobody else listens there, but not listened at. */
+void be_refused(const struct sockaddr_in *closed)
+{
+	int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	check(client >= 0 && connect(client, (const void *)closed, sizeof(*closed)) == -1, "connect to nobody");
+	close(client);
+}
+
+void look_up(void)
+{
+	struct addrinfo *found;
+
+	check(!getaddrinfo("127.0.0.1", NULL, NULL, &found), "getaddrinfo");
+	freeaddrinfo(found);
+}
+
+/* A TCP socket at a port that is free, and its address. */
+int bound(struct sockaddr_in *address)
+{
+	socklen_t size = sizeof(*address);
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	*address = (struct sockaddr_in){ .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	check(fd >= 0 && !bind(fd, (void *)address, size) && !getsockname(fd, (void *)address, &size), "bind");
+	return fd;
+}
+
 void execute(void)
 {
 	char *argv[] = { "/bin/true", "corescope-mixed", NULL };
@@ -88,17 +117,16 @@ void execute(void)
 
 int main(int argc, char **argv)
 {
-	struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), disk = -1;
+	struct sockaddr_in address, closed;
+	int listener = bound(&address), disk = -1;
 	struct pollfd input = { .fd = 0, .events = POLLIN };
 	struct timespec nap = { 0, 1000000 };
-	socklen_t size = sizeof(address);
 	void *block = NULL;
 	long round = 0;
 	char byte;
 
-	check(listener >= 0 && !bind(listener, (void *)&address, sizeof(address)) && !listen(listener, 8), "listen");
-	check(!getsockname(listener, (void *)&address, &size), "getsockname");
+	check(!listen(listener, 8), "listen");
+	bound(&closed);
 	if (argc > 1) {
 		disk = open(argv[1], O_RDONLY | O_DIRECT | O_CLOEXEC);
 		check(disk >= 0 && !posix_memalign(&block, 4096, 4096), argv[1]);
@@ -113,8 +141,11 @@ int main(int argc, char **argv)
 		compute();
 		if (disk >= 0)
 			check(pread(disk, block, 4096, round % 4096 * 4096) == 4096, "pread");
-		if (round % 8 == 0)
+		if (round % 8 == 0) {
 			talk(listener, &address);
+			be_refused(&closed);
+			look_up();
+		}
 		if (round % 32 == 0)
 			execute();
 		nanosleep(&nap, NULL);
