@@ -363,7 +363,8 @@ impl Target {
         for (name, path) in [("filter_cgroups", &self.cgroupmap), ("filter_mntnses", &self.mntnsmap)] {
             let Some(path) = path else { continue };
             let entry = open_pinned(path)?;
-            map_of(object, name)?.update(&0u32.to_ne_bytes(), &entry.as_fd().as_raw_fd().to_ne_bytes(), MapFlags::ANY)
+            map_of(object, name)?
+                .update(&0u32.to_ne_bytes(), &entry.as_fd().as_raw_fd().to_ne_bytes(), MapFlags::ANY)
                 .with_context(|| format!("cannot use the pinned map {}", path.display()))?;
         }
         Ok(())

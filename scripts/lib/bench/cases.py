@@ -126,6 +126,7 @@ UNINTERESTING = ["-x"]
 FILTERS = {
     "-p, one process": ["-p", "1"],
     "-p, several": ["-p", "1,{self}"],
+    "-p --follow": ["-p", "{other}", "--follow"],
     "-t, one thread": ["-t", "1"],
     "--uid": ["--uid", "65534"],
     "--comm, an exact name": ["--comm", "zz"],

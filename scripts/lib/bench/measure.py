@@ -102,8 +102,8 @@ class Bench:
 
     def rejected(self, calibration_ns):
         """What each filter costs a rejected event, in ns: the least of some runs, in turn with those that it is held against."""
-        with empty_cgroups() as cgroup:
-            values = {"{self}": str(os.getpid()), "{cgroup}": cgroup or ""}
+        with empty_cgroups() as cgroup, idle_process() as other:
+            values = {"{self}": str(os.getpid()), "{other}": str(other), "{cgroup}": cgroup or ""}
 
             def event_ns(args):
                 for name, value in values.items():
@@ -115,7 +115,7 @@ class Bench:
             filters = {title: args for title, args in cases.FILTERS.items() if cgroup or "{cgroup}" not in " ".join(args)}
             rounds = [
                 (event_ns(cases.UNINTERESTING), {title: event_ns(args) for title, args in filters.items()})
-                for _ in range(self.rounds)
+                for _ in range(2 * self.rounds + 2)
             ]
         least = lambda values: None if None in values else min(values)
         base = least([base for base, _ in rounds])
@@ -248,6 +248,16 @@ class Bench:
             "alloc_ns": alloc_ns, "reported": reported, "lost": tool.lost(), "exit_ms": exit_ms, "peak_kib": peak,
             "map_bytes": map_bytes,
         }
+
+
+@contextlib.contextmanager
+def idle_process():
+    """The id of a process that does nothing."""
+    with subprocess.Popen(["sleep", "infinity"]) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
 
 
 @contextlib.contextmanager
