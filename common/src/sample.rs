@@ -245,8 +245,9 @@ fn open_event(clock: Clock, rate: Rate, cpu: u32) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// kernel.perf_event_paranoid.
-fn paranoia() -> i32 {
+/// The level of kernel.perf_event_paranoid (Documentation/admin-guide/sysctl/kernel.rst); Debian's kernels have 3, too,
+/// at which perf events take CAP_SYS_ADMIN.
+pub fn paranoia() -> i32 {
     let level = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid");
     level.ok().and_then(|level| level.trim().parse().ok()).unwrap_or(0)
 }

@@ -133,6 +133,8 @@ pub struct Tool {
     name: String,
     args: Vec<OsString>,
     unprivileged: bool,
+    /// The command that runs it.
+    runner: Vec<OsString>,
     /// What it may leave files in.
     directory: Option<PathBuf>,
     /// How much of its output is kept: the last.
@@ -142,7 +144,7 @@ pub struct Tool {
 impl Tool {
     /// The tool of this name, without arguments.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), args: Vec::new(), unprivileged: false, directory: None, kept: usize::MAX }
+        Self { name: name.to_owned(), args: Vec::new(), unprivileged: false, runner: Vec::new(), directory: None, kept: usize::MAX }
     }
 
     /// Add arguments, split at white space.
@@ -160,6 +162,12 @@ impl Tool {
     /// Run it as an unprivileged user.
     pub fn unprivileged(mut self) -> Self {
         self.unprivileged = true;
+        self
+    }
+
+    /// Have this command, with these arguments, run it.
+    pub fn by(mut self, command: &[String]) -> Self {
+        self.runner = command.iter().map(OsString::from).collect();
         self
     }
 
@@ -196,8 +204,9 @@ impl Tool {
     }
 
     fn spawn(self) -> Outcome<Running> {
-        let mut command = Command::new(binary(&self.name));
-        command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut words = self.runner.iter().cloned().chain([binary(&self.name).into()]).chain(self.args.iter().cloned());
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if self.unprivileged {
             // 65534 is `nobody` on every distribution.
             command.uid(65534).gid(65534);
