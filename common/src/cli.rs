@@ -133,6 +133,23 @@ impl From<&Interval> for Run {
     }
 }
 
+/// The same of tools that are watched.
+#[derive(Args, Clone, Debug)]
+pub struct EverySecond {
+    /// Seconds between summaries
+    #[arg(value_parser = seconds, default_value = "1", allow_negative_numbers = true)]
+    pub interval: Duration,
+    /// How many summaries to print
+    #[arg(value_parser = count, allow_negative_numbers = true)]
+    pub count: Option<u64>,
+}
+
+impl From<&EverySecond> for Run {
+    fn from(args: &EverySecond) -> Self {
+        Run { interval: Some(args.interval), count: args.count, report: true, ..Run::default() }
+    }
+}
+
 /// Parse a positive number of seconds, fractions allowed, of at most a year.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {

@@ -12,7 +12,9 @@ use common::app::Entry;
 use common::schema::{self, Field, Kind, Record};
 use serde_json::{Map, Value};
 use tests::disk::Disk;
-use tests::{Finished, Guard, Outcome, Stop, Terminal, Tool, binary, check, check_eq, is_emulated, live_tests, workload};
+use tests::{
+    Finished, Guard, Outcome, Stop, Terminal, Tool, binary, check, check_eq, is_emulated, live_tests, workload,
+};
 use tools::TOOLS;
 
 live_tests! {

@@ -144,7 +144,14 @@ pub struct Tool {
 impl Tool {
     /// The tool of this name, without arguments.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), args: Vec::new(), unprivileged: false, runner: Vec::new(), directory: None, kept: usize::MAX }
+        Self {
+            name: name.to_owned(),
+            args: Vec::new(),
+            unprivileged: false,
+            runner: Vec::new(),
+            directory: None,
+            kept: usize::MAX,
+        }
     }
 
     /// Add arguments, split at white space.

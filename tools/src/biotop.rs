@@ -4,13 +4,12 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::mem::MaybeUninit;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bpf::biotop::BiotopSkelBuilder;
 use bpf::biotop::types::{biotop_key, biotop_value, block_owner};
 use clap::{Parser, ValueEnum};
-use common::cli::{Interval, Output, Tool};
+use common::cli::{EverySecond, Output, Tool};
 use common::disk::{self, Disk};
 use common::load::{Hook, Loader, hook, way};
 use common::out::{Cell, Column, Out};
@@ -32,7 +31,7 @@ use libbpf_rs::skel::Skel;
 #[command(name = "biotop", version)]
 pub struct Args {
     #[command(flatten)]
-    interval: Interval,
+    interval: EverySecond,
     /// What to sort by
     #[arg(short, long, value_name = "BY", default_value = "all")]
     sort: Sort,
@@ -212,7 +211,6 @@ pub fn run(args: Args) -> Result<()> {
 
     let top = Top::new(args.output, &args.top, COLUMNS, |_| true, args.by.by).about(loaded.subjects.as_ref());
     let run = Run {
-        interval: args.interval.interval.or(Some(Duration::from_secs(1))),
         report: top.reports_at_end(),
         ..Run::from(&args.interval)
     };

@@ -1,12 +1,11 @@
 //! cachestat: what the page cache has, what it lacks, and what is written to it.
 
 use std::mem::MaybeUninit;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bpf::cachestat::CachestatSkelBuilder;
 use clap::Parser;
-use common::cli::{Interval, Output, Tool};
+use common::cli::{EverySecond, Output, Tool};
 use common::load::{Hook, Loader, hook, optional_hook, way};
 use common::out::{Cell, Column, Out, Rows};
 use common::proc;
@@ -24,7 +23,7 @@ use libbpf_rs::skel::Skel;
 #[command(name = "cachestat", version)]
 pub struct Args {
     #[command(flatten)]
-    interval: Interval,
+    interval: EverySecond,
     /// Show the time of day
     #[arg(short = 'T', long)]
     timestamp: bool,
@@ -191,8 +190,7 @@ pub fn run(args: Args) -> Result<()> {
         counters: Counters::of(loaded.skel.object(), "cachestat_counters")?,
         owed: Pages::default(),
     };
-    let interval = args.interval.interval.or(Some(Duration::from_secs(1)));
-    loaded.run(&Run { interval, ..Run::from(&args.interval) }, &mut view)
+    loaded.run(&Run::from(&args.interval), &mut view)
 }
 
 #[cfg(test)]

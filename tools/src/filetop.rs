@@ -6,13 +6,12 @@ use std::collections::btree_map::Entry;
 use std::mem::MaybeUninit;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bpf::filetop::types::{filetop_key, filetop_value};
 use bpf::filetop::{FiletopSkel, FiletopSkelBuilder};
 use clap::{Parser, ValueEnum};
-use common::cli::{Interval, Output, Tool};
+use common::cli::{EverySecond, Output, Tool};
 use common::disk::Disk;
 use common::load::{Loader, hook, optional_hook};
 use common::out::{self, Cell, Column, Out};
@@ -34,7 +33,7 @@ use libbpf_rs::skel::Skel;
 #[command(name = "filetop", version)]
 pub struct Args {
     #[command(flatten)]
-    interval: Interval,
+    interval: EverySecond,
     /// Also what is no regular file: sockets, pipes, terminals, disks
     #[arg(short, long, visible_alias = "all-files")]
     all: bool,
@@ -253,7 +252,6 @@ pub fn run(args: Args) -> Result<()> {
     let shown = |key: &str| !matches!(key, "major" | "minor" | "inode");
     let top = Top::new(args.output, &args.top, COLUMNS, shown, args.by.by).about(loaded.subjects.as_ref());
     let run = Run {
-        interval: args.interval.interval.or(Some(Duration::from_secs(1))),
         report: top.reports_at_end(),
         ..Run::from(&args.interval)
     };

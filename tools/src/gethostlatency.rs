@@ -1,9 +1,9 @@
 //! gethostlatency: how long the C library takes to look names up.
 
 use std::collections::HashSet;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
 use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -125,6 +125,8 @@ struct Scanner {
 
 /// A library, and what to probe in it.
 struct Found {
+    /// Open, so that `path` leads to it also once the process is gone by which it was found.
+    _file: File,
     path: PathBuf,
     name: PathBuf,
     functions: Vec<Function<gethostlatency_call>>,
@@ -134,7 +136,7 @@ impl Scanner {
     /// Those that were not known yet.
     fn scan(&mut self) -> Vec<Found> {
         if let Some(path) = self.file.clone() {
-            return self.look_into(path.clone(), path).into_iter().collect();
+            return self.look_into(&path, path.clone()).into_iter().collect();
         }
         let all = || fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let pids: HashSet<u32> = if self.pids.is_empty() { all().collect() } else { self.pids.iter().copied().collect() };
@@ -148,20 +150,22 @@ impl Scanner {
             // One that has gone has nothing mapped.
             for mapped in proc::executables(pid).unwrap_or_default() {
                 if is_libc(&mapped.name) || !self.pids.is_empty() && mapped.name == program {
-                    found.extend(self.look_into(mapped.path, mapped.name));
+                    found.extend(self.look_into(&mapped.path, mapped.name));
                 }
             }
         }
         found
     }
 
-    fn look_into(&mut self, path: PathBuf, name: PathBuf) -> Option<Found> {
-        let meta = path.metadata().ok()?;
+    fn look_into(&mut self, path: &Path, name: PathBuf) -> Option<Found> {
+        let file = File::open(path).ok()?;
+        let meta = file.metadata().ok()?;
         if !self.seen.insert((meta.dev(), meta.ino())) {
             return None;
         }
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         let functions = elf::functions(&path, call_of).ok()?;
-        (!functions.is_empty()).then_some(Found { path, name, functions })
+        (!functions.is_empty()).then_some(Found { _file: file, path, name, functions })
     }
 }
 
@@ -213,14 +217,11 @@ struct View<'a, F> {
 impl<F> View<'_, F> {
     fn look(&mut self) -> Result<()> {
         for found in self.scanner.scan() {
-            match attach(self.skel, self.pid, &found) {
-                Ok(links) => self.links.extend(links),
-                Err(_) if fs::metadata(&found.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) => {}
-                Err(error) => {
-                    let name = Text::new(found.name.as_os_str().as_bytes());
-                    return Err(unsupported(format!("the kernel refuses to probe {name}: {error:#}")));
-                }
-            }
+            let links = attach(self.skel, self.pid, &found).map_err(|error| {
+                let name = Text::new(found.name.as_os_str().as_bytes());
+                unsupported(format!("the kernel refuses to probe {name}: {error:#}"))
+            })?;
+            self.links.extend(links);
         }
         Ok(())
     }

@@ -9,11 +9,7 @@ FILETOP_BT = (
     "tracepoint:syscalls:sys_enter_pread64 { @fd[tid] = args.fd; }"
     " tracepoint:syscalls:sys_exit_pread64 { @reads[pid, comm, @fd[tid]] = count(); @bytes[pid, comm, @fd[tid]] = sum(args.ret); }"
 )
-STREAMS = ("opensnoop", "execsnoop", "exitsnoop", "tcplife")
-STREAMS = ("opensnoop", "execsnoop", "tcplife", "tcpconnect", "tcpconnlat", "tcpaccept")
-STACK_TOOLS = ("profile", "offcputime", "memleak")
-STREAMS = ("opensnoop", "execsnoop", "tcplife")
-STACK_TOOLS = ("profile", "offcputime", "memleak", "tcpdrop")
+STACK_TOOLS = ("profile", "offcputime", "offwaketime", "memleak", "tcpdrop")
 
 
 @dataclass
@@ -94,6 +90,7 @@ COSTS = [
     Case("offcputime -p of another process", "offcputime", ["-p", "1", "60"], "switch", 60, 1000, "context switch", {
         "libbpf-tools": ["offcputime", "60"],
     }, 0.1),
+    Case("offwaketime", "offwaketime", ["60"], "switch", 60, 1000, "context switch"),
     Case("funclatency", "funclatency", ["-p", "{pid}", "c:malloc"], "malloc", 60, 500, "malloc and free, the first timed", {
         "libbpf-tools": ["funclatency", "-p", "{pid}", "{libc}:malloc"],
     }),
@@ -107,6 +104,8 @@ ACCOUNTED = [
     Case("biolatency", "biolatency", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["biolatency"]}),
     Case("biosnoop", "biosnoop", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["biosnoop"]}),
     Case("biotop", "biotop", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["biotop"]}),
+    Case("hardirqs", "hardirqs", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["hardirqs"]}),
+    Case("softirqs", "softirqs", [], "disk", 40, 100, "direct read", {"libbpf-tools": ["softirqs"]}),
 ]
 
 # Sampled ten times as often as it will be, because at 99 Hz the cost drowns in what the work varies.
@@ -150,7 +149,12 @@ LIVES = {
     "tcpdrop": ([], None),
     "tcpretrans": ([], None),
     "runqlat": ([], None),
+    "runqslower": ([], None),
+    "cpudist": ([], None),
     "offcputime": ([], None),
+    "offwaketime": ([], None),
+    "hardirqs": ([], None),
+    "softirqs": ([], None),
     "biolatency": ([], None),
     "biosnoop": ([], None),
     "biotop": ([], None),
