@@ -13,7 +13,7 @@ use common::schema::{self, Field, Kind, Record};
 use serde_json::{Map, Value};
 use tests::disk::Disk;
 use tests::{
-    Finished, Guard, Outcome, Stop, Terminal, Tool, binary, check, check_eq, is_emulated, live_tests, workload,
+    Finished, Guard, Outcome, Running, Stop, Terminal, Tool, binary, check, check_eq, is_emulated, live_tests, workload,
 };
 use tools::TOOLS;
 
@@ -67,14 +67,12 @@ impl Attack {
 
     /// Run a tool in each format meanwhile. What is written does not depend on the kernel, so where each start takes
     /// seconds there is only JSON.
-    fn on(&self, tool: &str) -> Outcome<Vec<(&'static str, Finished)>> {
+    fn start(&self, tool: &str) -> Outcome<Vec<(&'static str, Running)>> {
         let args = arguments(tool, self.process.pid());
         let formats = if is_emulated() { &["json"][..] } else { &["text", "csv", "json"] };
         let start =
             |format: &&'static str| Ok((*format, Tool::new(tool).args(&format!("--format {format} {args}")).start()?));
-        let running = formats.iter().map(start).collect::<Outcome<Vec<_>>>()?;
-        std::thread::sleep(Duration::from_millis(1500));
-        running.into_iter().map(|(format, tool)| Ok((format, tool.stop()?.succeeded()?))).collect()
+        formats.iter().map(start).collect()
     }
 }
 
@@ -168,9 +166,10 @@ fn csv_fields(line: &str) -> usize {
     line.matches(',').count() - quoted.iter().map(|part| part.matches(',').count()).sum::<usize>() + 1
 }
 
-fn no_format_can_be_broken(entry: &Entry, attack: &Attack) -> Outcome {
+fn check_formats(entry: &Entry, running: Vec<(&str, Running)>) -> Outcome {
     let tool = entry.name;
-    for (format, finished) in attack.on(tool)? {
+    for (format, running) in running {
+        let finished = running.stop()?.succeeded()?;
         let shown = &finished.stdout;
         check!(harmless(shown), "{tool}: {shown:?}");
         match format {
@@ -197,7 +196,14 @@ fn no_format_of_any_tool_can_be_broken() -> Outcome {
     let attack = Attack::begin()?;
     // The process does not go so far as to have somebody killed for want of memory.
     let is_touched = |entry: &&Entry| entry.name != "oomkill" && (attack.disk.is_some() || !needs_disk(entry.name));
-    TOOLS.iter().filter(is_touched).try_for_each(|entry| no_format_can_be_broken(entry, &attack))
+    let touched: Vec<&Entry> = TOOLS.iter().filter(is_touched).collect();
+    // A few at a time: all have to wait for the same second.
+    for entries in touched.chunks(5) {
+        let running = entries.iter().map(|entry| attack.start(entry.name)).collect::<Outcome<Vec<_>>>()?;
+        std::thread::sleep(Duration::from_millis(1500));
+        entries.iter().zip(running).try_for_each(|(entry, running)| check_formats(entry, running))?;
+    }
+    Ok(())
 }
 
 fn times_are_shown_as_asked() -> Outcome {
