@@ -10,19 +10,19 @@ const volatile u32 shown_flags = 0;
 
 TRACEPOINT_HOOK(biolatency_start, block_io_start, struct request *rq)
 {
-	block_started(typed, rq);
+	block_started(rq);
 	return 0;
 }
 
 TRACEPOINT_HOOK(biolatency_getrq, block_getrq)
 {
-	block_flush_made(typed, ctx);
+	block_flush_made(ctx);
 	return 0;
 }
 
 TRACEPOINT_HOOK(biolatency_insert, block_rq_insert)
 {
-	block_inserted(typed, block_request(ctx));
+	block_inserted(block_request(ctx));
 	return 0;
 }
 
@@ -52,10 +52,10 @@ TRACEPOINT_HOOK(biolatency_complete, block_rq_complete, struct request *rq, int 
 	if (!block_ends(typed, rq, bytes))
 		return 0;
 	if (block_disk || by_disk)
-		disk = block_disk_of(typed, rq);
+		disk = block_disk_of(rq);
 	if (block_disk && disk != block_disk)
 		return 0;
-	block_take(typed, rq, &state);
+	block_take(rq, &state);
 	if (block_owner && !state.wanted)
 		return 0;
 	begin_ns = queued ? FIELD(rq, start_time_ns) : 0;

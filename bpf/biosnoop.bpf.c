@@ -41,19 +41,19 @@ struct {
 
 TRACEPOINT_HOOK(biosnoop_start, block_io_start, struct request *rq)
 {
-	block_started(typed, rq);
+	block_started(rq);
 	return 0;
 }
 
 TRACEPOINT_HOOK(biosnoop_getrq, block_getrq)
 {
-	block_flush_made(typed, ctx);
+	block_flush_made(ctx);
 	return 0;
 }
 
 TRACEPOINT_HOOK(biosnoop_insert, block_rq_insert)
 {
-	block_inserted(typed, block_request(ctx));
+	block_inserted(block_request(ctx));
 	return 0;
 }
 
@@ -61,7 +61,7 @@ TRACEPOINT_HOOK(biosnoop_insert, block_rq_insert)
 static __always_inline void note_stream(const bool typed, struct request *rq, struct block_state *state)
 {
 	struct biosnoop_stream key = {
-		.disk = block_disk_of(typed, rq),
+		.disk = block_disk_of(rq),
 		.op = FIELD(rq, cmd_flags) & REQ_OP_MASK,
 		.tgid = state->tgid,
 	};
@@ -105,9 +105,9 @@ TRACEPOINT_HOOK(biosnoop_complete, block_rq_complete, struct request *rq, int er
 
 	if (!block_ends(typed, rq, bytes))
 		return 0;
-	if (block_disk && block_disk_of(typed, rq) != block_disk)
+	if (block_disk && block_disk_of(rq) != block_disk)
 		return 0;
-	block_take(typed, rq, &state);
+	block_take(rq, &state);
 	/* Of one that was under way before tracing began nobody knows whose it is. */
 	if (!state.wanted && (filter_active || filter_self))
 		return 0;
@@ -131,7 +131,7 @@ TRACEPOINT_HOOK(biosnoop_complete, block_rq_complete, struct request *rq, int er
 	event.latency_ns = now_ns - begin_ns;
 	event.sector = state.issued_ns ? state.sector : FIELD(rq, __sector);
 	event.bytes = state.issued_ns ? state.bytes : bytes;
-	event.disk = block_disk_of(typed, rq);
+	event.disk = block_disk_of(rq);
 	event.command = (FIELD(rq, cmd_flags) & ~REQ_OP_MASK) | block_op_of(typed, rq, bytes, state.issued_ns);
 	event.error = error;
 	event.follows = state.follows;

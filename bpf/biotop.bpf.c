@@ -37,19 +37,19 @@ static __always_inline void add(const struct biotop_key *key, const struct bioto
 
 TRACEPOINT_HOOK(biotop_start, block_io_start, struct request *rq)
 {
-	block_started(typed, rq);
+	block_started(rq);
 	return 0;
 }
 
 TRACEPOINT_HOOK(biotop_getrq, block_getrq)
 {
-	block_flush_made(typed, ctx);
+	block_flush_made(ctx);
 	return 0;
 }
 
 TRACEPOINT_HOOK(biotop_insert, block_rq_insert)
 {
-	block_inserted(typed, block_request(ctx));
+	block_inserted(block_request(ctx));
 	return 0;
 }
 
@@ -72,7 +72,7 @@ TRACEPOINT_HOOK(biotop_complete, block_rq_complete, struct request *rq, int erro
 	struct biotop_key key = {};
 	u64 begin_ns, now_ns;
 
-	if (!block_ends(typed, rq, bytes) || !block_take(typed, rq, &state) || !state.wanted)
+	if (!block_ends(typed, rq, bytes) || !block_take(rq, &state) || !state.wanted)
 		return 0;
 	begin_ns = block_issued_ns(typed, rq, &state);
 	now_ns = bpf_ktime_get_ns();
@@ -81,7 +81,7 @@ TRACEPOINT_HOOK(biotop_complete, block_rq_complete, struct request *rq, int erro
 		return 0;
 	}
 	key.tgid = state.tgid;
-	key.disk = block_disk_of(typed, rq);
+	key.disk = block_disk_of(rq);
 	key.op = block_op_of(typed, rq, bytes, state.issued_ns);
 	request.bytes = state.bytes;
 	request.time_ns = now_ns - begin_ns;

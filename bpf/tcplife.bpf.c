@@ -107,7 +107,7 @@ TRACEPOINT_HOOK(tcplife_state, inet_sock_set_state, struct sock *sk, int old, in
 	if (new != TCP_CLOSE)
 		return 0;
 	session->end_ns = bpf_ktime_get_ns();
-	if (!session->pid && FIELD(sk, sk_socket)) {
+	if (!session->pid && BPF_CORE_READ(sk, sk_socket)) {
 		/* Reset by the peer while a process holds it: whose it is shows when that process closes it. */
 		atomic_add(&tcplife_held, 1);
 		return 0;

@@ -107,7 +107,7 @@ TRACEPOINT_HOOK(tcptop_state, inet_sock_set_state, struct sock *sk, int old, int
 	if (!session->pid && FIELD(sk, sk_lock.owned) && (new != TCP_CLOSE || FIELD(sk, sk_shutdown) == SHUTDOWN_MASK))
 		own(session);
 	/* Where a process not known yet has it, that shows when it closes it. */
-	if (new == TCP_CLOSE && (session->pid || !FIELD(sk, sk_socket)))
+	if (new == TCP_CLOSE && (session->pid || !BPF_CORE_READ(sk, sk_socket)))
 		send_end(ctx, sk, session);
 	return 0;
 }

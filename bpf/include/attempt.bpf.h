@@ -85,7 +85,7 @@ static __always_inline bool attempt_tell(struct sock *sk, struct attempt *attemp
 
 static __always_inline void attempt_why(const bool typed, struct sock *sk, struct attempt_event *event)
 {
-	struct socket *socket = FIELD(sk, sk_socket);
+	struct socket *socket = BPF_CORE_READ(sk, sk_socket);
 
 	event->outcome = ATTEMPT_FAILED;
 	/* Set before the state: tcp_reset(), tcp_write_err(), tcp_v4_err(), tcp_abort(). */

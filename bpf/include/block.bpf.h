@@ -90,24 +90,17 @@ struct request___pre517 {
 	struct gendisk *rq_disk;
 } __attribute__((preserve_access_index));
 
-static __always_inline u32 block_disk_number(const bool typed, struct gendisk *disk)
+static __always_inline u32 block_disk_number(struct gendisk *disk)
 {
-	return FIELD(disk, major) << MINORBITS | FIELD(disk, first_minor);
+	return BPF_CORE_READ(disk, major) << MINORBITS | BPF_CORE_READ(disk, first_minor);
 }
 
-static __always_inline u32 block_disk_of(const bool typed, struct request *rq)
+static __always_inline u32 block_disk_of(struct request *rq)
 {
 	struct request___pre517 *old = (void *)rq;
-	struct request_queue *queue;
-	struct gendisk *disk;
 
-	if (bpf_core_field_exists(old->rq_disk)) {
-		disk = FIELD(old, rq_disk);
-	} else {
-		queue = FIELD(rq, q);
-		disk = FIELD(queue, disk);
-	}
-	return block_disk_number(typed, disk);
+	return block_disk_number(bpf_core_field_exists(old->rq_disk) ? BPF_CORE_READ(old, rq_disk)
+								     : BPF_CORE_READ(rq, q, disk));
 }
 
 /* 5.12 (309dca309fc3): bio.bi_disk became bi_bdev->bd_disk. */
@@ -115,19 +108,12 @@ struct bio___pre512 {
 	struct gendisk *bi_disk;
 } __attribute__((preserve_access_index));
 
-static __always_inline u32 block_disk_of_bio(const bool typed, struct bio *bio)
+static __always_inline u32 block_disk_of_bio(struct bio *bio)
 {
 	struct bio___pre512 *old = (void *)bio;
-	struct block_device *device;
-	struct gendisk *disk;
 
-	if (bpf_core_field_exists(old->bi_disk)) {
-		disk = FIELD(old, bi_disk);
-	} else {
-		device = FIELD(bio, bi_bdev);
-		disk = FIELD(device, bd_disk);
-	}
-	return block_disk_number(typed, disk);
+	return block_disk_number(bpf_core_field_exists(old->bi_disk) ? BPF_CORE_READ(old, bi_disk)
+								     : BPF_CORE_READ(bio, bi_bdev, bd_disk));
 }
 
 /*
@@ -194,16 +180,16 @@ static __always_inline void block_own(struct block_state *state, struct bio *bio
 }
 
 /* Whether the kernel makes a sequence with flushes of it. The request that it is in loses these flags. */
-static __always_inline bool block_flushes_for(const bool typed, struct bio *bio)
+static __always_inline bool block_flushes_for(struct bio *bio)
 {
 	u32 flags = 1U << bpf_core_enum_value(enum req_flag_bits, __REQ_PREFLUSH) |
 		    1U << bpf_core_enum_value(enum req_flag_bits, __REQ_FUA);
 
-	return FIELD(bio, bi_opf) & flags;
+	return BPF_CORE_READ(bio, bi_opf) & flags;
 }
 
 /* At block_getrq, where the owner is known at insertion: the task that submits is about to make the request. */
-static __always_inline void block_flush_made(const bool typed, unsigned long long *ctx)
+static __always_inline void block_flush_made(unsigned long long *ctx)
 {
 	struct bio *bio = (void *)ctx[0];
 	struct block_state state;
@@ -211,7 +197,7 @@ static __always_inline void block_flush_made(const bool typed, unsigned long lon
 
 	if (block_bio_after_queue)
 		bio = (void *)ctx[1];
-	if (!block_flushes_for(typed, bio) || (block_disk && block_disk_of_bio(typed, bio) != block_disk))
+	if (!block_flushes_for(bio) || (block_disk && block_disk_of_bio(bio) != block_disk))
 		return;
 	block_own(&state, bio);
 	state.owned_ns = bpf_ktime_get_ns();
@@ -220,20 +206,20 @@ static __always_inline void block_flush_made(const bool typed, unsigned long lon
 		count_lost(LOST_STATE);
 }
 
-static __always_inline struct block_state *block_flush_of(const bool typed, struct bio *bio)
+static __always_inline struct block_state *block_flush_of(struct bio *bio)
 {
 	u64 key = (u64)bio;
 
-	if (block_owner != BLOCK_AT_INSERT || !bio || !block_flushes_for(typed, bio))
+	if (block_owner != BLOCK_AT_INSERT || !bio || !block_flushes_for(bio))
 		return NULL;
 	return bpf_map_lookup_elem(&block_flushes, &key);
 }
 
 /* Where the owner is known at insertion: of a request that is inserted, or issued without. */
-static __always_inline void block_own_inserted(const bool typed, struct block_state *state, struct request *rq)
+static __always_inline void block_own_inserted(struct block_state *state, struct request *rq)
 {
-	struct bio *bio = FIELD(rq, bio);
-	struct block_state *made = block_flush_of(typed, bio);
+	struct bio *bio = BPF_CORE_READ(rq, bio);
+	struct block_state *made = block_flush_of(bio);
 
 	if (made)
 		*state = *made;
@@ -242,34 +228,34 @@ static __always_inline void block_own_inserted(const bool typed, struct block_st
 }
 
 /* At block_io_start: the request is new. */
-static __always_inline void block_started(const bool typed, struct request *rq)
+static __always_inline void block_started(struct request *rq)
 {
 	struct block_state *state;
 
-	if (block_disk && block_disk_of(typed, rq) != block_disk)
+	if (block_disk && block_disk_of(rq) != block_disk)
 		return;
 	state = block_make(rq);
 	if (!state) {
 		count_lost(LOST_STATE);
 		return;
 	}
-	block_own(state, FIELD(rq, bio));
+	block_own(state, BPF_CORE_READ(rq, bio));
 	/* Not rq->start_time_ns, whose clock stands still while a task fills its plug. */
 	if (block_details)
 		state->owned_ns = bpf_ktime_get_ns();
 }
 
 /* At block_rq_insert: it is new unless it comes back. */
-static __always_inline void block_inserted(const bool typed, struct request *rq)
+static __always_inline void block_inserted(struct request *rq)
 {
 	struct block_state *state;
 
-	if (block_disk && block_disk_of(typed, rq) != block_disk)
+	if (block_disk && block_disk_of(rq) != block_disk)
 		return;
 	state = block_make(rq);
 	if (!state || state->requeued)
 		return;
-	block_own_inserted(typed, state, rq);
+	block_own_inserted(state, rq);
 	state->owned_ns = bpf_ktime_get_ns();
 }
 
@@ -279,7 +265,7 @@ static __always_inline void block_issued(const bool typed, struct request *rq)
 {
 	struct block_state *state;
 
-	if (block_disk && block_disk_of(typed, rq) != block_disk)
+	if (block_disk && block_disk_of(rq) != block_disk)
 		return;
 	/* Of a request whose owner nobody saw, its time is of no use: it is counted as lost, or was made before we
 	 * began. */
@@ -295,7 +281,7 @@ static __always_inline void block_issued(const bool typed, struct request *rq)
 	}
 	/* An owner noted before this request was made was that of another, which was merged away. */
 	if (block_owner == BLOCK_AT_INSERT && (!state->owned_ns || state->owned_ns < FIELD(rq, start_time_ns)))
-		block_own_inserted(typed, state, rq);
+		block_own_inserted(state, rq);
 	/* No request is issued twice without an end or a requeue between. */
 	if (state->issued_ns && state->awaited)
 		count_lost(LOST_UNSEEN);
@@ -317,10 +303,10 @@ static __always_inline void block_requeued(struct request *rq)
 }
 
 /* At the completion that ends it: take what is known of a request, so that the next at this address starts anew. */
-static __always_inline bool block_take(const bool typed, struct request *rq, struct block_state *taken)
+static __always_inline bool block_take(struct request *rq, struct block_state *taken)
 {
 	struct block_state *state = block_find(rq), *made;
-	struct bio *bio = FIELD(rq, bio);
+	struct bio *bio = block_owner == BLOCK_AT_INSERT ? BPF_CORE_READ(rq, bio) : NULL;
 	u64 key = (u64)bio;
 
 	if (state) {
@@ -330,7 +316,7 @@ static __always_inline bool block_take(const bool typed, struct request *rq, str
 		state->requeued = 0;
 		state->wanted = 0;
 	}
-	made = block_flush_of(typed, bio);
+	made = block_flush_of(bio);
 	if (made) {
 		/* Alone, a flush was never inserted or issued. */
 		if (!taken->issued_ns)

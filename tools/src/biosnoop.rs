@@ -82,7 +82,12 @@ struct Requests<'a> {
 impl Events for Requests<'_> {
     type Event = biosnoop_event;
 
-    fn cells<'e>(&mut self, event: &'e biosnoop_event, _: &'e [u8], clock: &mut Clock) -> Result<Option<Vec<Cell<'e>>>> {
+    fn cells<'e>(
+        &mut self,
+        event: &'e biosnoop_event,
+        _: &'e [u8],
+        clock: &mut Clock,
+    ) -> Result<Option<Vec<Cell<'e>>>> {
         if self.commands.is_none() {
             self.commands = Some(Commands::read(self.loader)?);
         }
@@ -169,8 +174,7 @@ fn milliseconds(text: &str) -> Result<Duration, String> {
 /// The ways to know who submits, the better first.
 const AT_START: [Hook; 4] =
     [hook("biosnoop_start"), hook("biosnoop_issue"), hook("biosnoop_requeue"), hook("biosnoop_complete")];
-const AT_INSERT: [Hook; 5] =
-    [hook("biosnoop_insert"), hook("biosnoop_getrq"), AT_START[1], AT_START[2], AT_START[3]];
+const AT_INSERT: [Hook; 5] = [hook("biosnoop_insert"), hook("biosnoop_getrq"), AT_START[1], AT_START[2], AT_START[3]];
 
 /// The objects that it writes as JSON.
 pub fn records() -> Vec<Record> {
@@ -189,8 +193,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut open = loader.open(BiosnoopSkelBuilder::default(), &mut object)?;
     let hooks = loader.first_accepted(&open, &[way(&AT_START, ""), way(&AT_INSERT, disk::LATE_OWNER)])?;
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
-    knobs.block_owner =
-        if hooks == AT_START { block_owner::BLOCK_AT_START } else { block_owner::BLOCK_AT_INSERT };
+    knobs.block_owner = if hooks == AT_START { block_owner::BLOCK_AT_START } else { block_owner::BLOCK_AT_INSERT };
     knobs.block_details = true;
     knobs.find_pattern = args.pattern;
     knobs.min_ns = args.min.unwrap_or_default().as_nanos() as u64;
@@ -210,8 +213,7 @@ pub fn run(args: Args) -> Result<()> {
         "errno" => false,
         _ => true,
     };
-    let requests =
-        Requests { loader: &loader, names: Names::default(), commands: None, find_pattern: args.pattern };
+    let requests = Requests { loader: &loader, names: Names::default(), commands: None, find_pattern: args.pattern };
     let view = EventView::new(args.output, COLUMNS, shown, requests);
     let run = Run { duration: args.duration, ..Run::default() };
     loaded.run(&run, &mut view.about(loaded.subjects.as_ref()))

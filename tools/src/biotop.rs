@@ -183,8 +183,7 @@ impl Report for View<'_> {
 /// The ways to know who submits, the better first.
 const AT_START: [Hook; 4] =
     [hook("biotop_start"), hook("biotop_issue"), hook("biotop_requeue"), hook("biotop_complete")];
-const AT_INSERT: [Hook; 5] =
-    [hook("biotop_insert"), hook("biotop_getrq"), AT_START[1], AT_START[2], AT_START[3]];
+const AT_INSERT: [Hook; 5] = [hook("biotop_insert"), hook("biotop_getrq"), AT_START[1], AT_START[2], AT_START[3]];
 
 /// The objects that it writes as JSON.
 pub fn records() -> Vec<Record> {
@@ -196,7 +195,6 @@ pub fn records() -> Vec<Record> {
 /// # Errors
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
-
     let loader = Loader::new(&args.tool)?;
     let mut target = Target::new(&args.target)?;
     target.wish.by_process = args.by.by;
@@ -204,16 +202,12 @@ pub fn run(args: Args) -> Result<()> {
     let mut open = loader.open(BiotopSkelBuilder::default(), &mut object)?;
     let hooks = loader.first_accepted(&open, &[way(&AT_START, ""), way(&AT_INSERT, disk::LATE_OWNER)])?;
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
-    knobs.block_owner =
-        if hooks == AT_START { block_owner::BLOCK_AT_START } else { block_owner::BLOCK_AT_INSERT };
+    knobs.block_owner = if hooks == AT_START { block_owner::BLOCK_AT_START } else { block_owner::BLOCK_AT_INSERT };
     disk::configure(&loader, &mut open, None)?;
     let loaded = loader.load(open, hooks, target)?;
 
     let top = Top::new(args.output, &args.top, COLUMNS, |_| true, args.by.by).about(loaded.subjects.as_ref());
-    let run = Run {
-        report: top.reports_at_end(),
-        ..Run::from(&args.interval)
-    };
+    let run = Run { report: top.reports_at_end(), ..Run::from(&args.interval) };
     let tally = Tally::of(loaded.skel.object(), "biotop")?;
     let mut view = View { top, tally, sort: args.sort, subjects: loaded.subjects.clone() };
     loaded.run(&run, &mut view)
@@ -244,7 +238,11 @@ mod tests {
     }
 
     fn total(count: u64, bytes: u64, time_ns: u64) -> Total {
-        Total { key: biotop_key::default(), value: biotop_value { count, bytes, time_ns, ..Default::default() }, group: None }
+        Total {
+            key: biotop_key::default(),
+            value: biotop_value { count, bytes, time_ns, ..Default::default() },
+            group: None,
+        }
     }
 
     #[test]

@@ -40,11 +40,18 @@ const COLUMNS: &[Column] = &[
     Column::right("hits", "HITS", 8, "pages that were asked for and were there"),
     Column::right("misses", "MISSES", 8, "pages that were asked for and had to be brought in"),
     Column::right("dirties", "DIRTIES", 8, "pages that became dirty"),
-    Column::right("hit_ratio", "HITRATIO", 8, "hits among pages asked for; null where none was, in percent in text").of(Kind::Real).or_null(),
+    Column::right("hit_ratio", "HITRATIO", 8, "hits among pages asked for; null where none was, in percent in text")
+        .of(Kind::Real)
+        .or_null(),
     Column::right("buffers_kib", "BUFFERS_MB", 12, "cache of block devices now; KiB in JSON and CSV"),
     Column::right("cached_kib", "CACHED_MB", 10, "cache of files now; KiB in JSON and CSV"),
     Column::right("readahead", "READAHEAD", 10, "pages that were brought in and that nobody had asked for"),
-    Column::right("added", "ADDED", 0, "pages of files that came into the cache: missed, read ahead, or new to be written to"),
+    Column::right(
+        "added",
+        "ADDED",
+        0,
+        "pages of files that came into the cache: missed, read ahead, or new to be written to",
+    ),
     Column::right("created", "CREATED", 0, "of those, pages that were written to and not read"),
     Column::right("metadata", "METADATA", 0, "pages that file systems brought into the cache of their block device"),
 ];

@@ -73,7 +73,8 @@ const COLUMNS: &[Column] = &[
     Column::right("ret", "RET", 3, "0, or the error number negated").of(Kind::Int).error(),
     Column::left("filename", "FILENAME", 0, "path that was executed, as given"),
     Column::left("argv", "ARGV", 0, "arguments; of a script those of its interpreter").of(Kind::Texts),
-    Column::right("truncated", "CUT", 0, "whether arguments are missing because they did not fit or could not be read").of(Kind::Bool),
+    Column::right("truncated", "CUT", 0, "whether arguments are missing because they did not fit or could not be read")
+        .of(Kind::Bool),
     Column::left("args", "ARGS", 0, "command line: the path, then the arguments after the first"),
 ];
 
@@ -87,7 +88,12 @@ struct Execs {
 impl Events for Execs {
     type Event = execsnoop_event;
 
-    fn cells<'e>(&mut self, event: &'e execsnoop_event, text: &'e [u8], clock: &mut Clock) -> Result<Option<Vec<Cell<'e>>>> {
+    fn cells<'e>(
+        &mut self,
+        event: &'e execsnoop_event,
+        text: &'e [u8],
+        clock: &mut Clock,
+    ) -> Result<Option<Vec<Cell<'e>>>> {
         let (filename, args) = text.split_at_checked(event.filename_size.into()).context("a malformed event")?;
         let args = args.get(..event.args_size as usize).context("a malformed event")?;
         let (filename, argv) = (path(filename, event.dirfd), split(args));
@@ -238,7 +244,8 @@ mod tests {
 
     #[test]
     fn the_path_stands_for_the_first_argument() {
-        let line = |is_script| shown(&command_line(&Text::new(b"/bin/x"), &split(b"-x\0a\0"), is_script), 9, false, false);
+        let line =
+            |is_script| shown(&command_line(&Text::new(b"/bin/x"), &split(b"-x\0a\0"), is_script), 9, false, false);
         assert_eq!(line(false), "/bin/x a");
         assert_eq!(line(true), "-x a");
     }

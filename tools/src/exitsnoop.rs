@@ -69,7 +69,12 @@ struct Exits {
 impl Events for Exits {
     type Event = exitsnoop_event;
 
-    fn cells<'e>(&mut self, event: &'e exitsnoop_event, _: &'e [u8], clock: &mut Clock) -> Result<Option<Vec<Cell<'e>>>> {
+    fn cells<'e>(
+        &mut self,
+        event: &'e exitsnoop_event,
+        _: &'e [u8],
+        clock: &mut Clock,
+    ) -> Result<Option<Vec<Cell<'e>>>> {
         let end = End::of(event.code);
         let age_ns = event.time_ns.saturating_sub(event.begin_ns);
         let known = |value: Option<u32>| value.map_or(Cell::Unknown, |value| Cell::Uint(value.into()));

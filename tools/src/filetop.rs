@@ -251,10 +251,7 @@ pub fn run(args: Args) -> Result<()> {
 
     let shown = |key: &str| !matches!(key, "major" | "minor" | "inode");
     let top = Top::new(args.output, &args.top, COLUMNS, shown, args.by.by).about(loaded.subjects.as_ref());
-    let run = Run {
-        report: top.reports_at_end(),
-        ..Run::from(&args.interval)
-    };
+    let run = Run { report: top.reports_at_end(), ..Run::from(&args.interval) };
     let tally = Tally::of(loaded.skel.object(), "filetop")?;
     let mut view = View { top, tally, sort: args.sort, subjects: loaded.subjects.clone(), skel: &loaded.skel };
     loaded.run(&run, &mut view)
@@ -293,9 +290,13 @@ mod tests {
     fn the_largest_comes_first() {
         // More than 2^32 apart, where a difference that is cut to 32 bits has the wrong sign.
         let (many, large) = (total(9, 8, 100, 200), total(1, 1, 3 << 32, 100));
-        for (sort, large_first) in
-            [(Sort::All, true), (Sort::Reads, false), (Sort::Writes, false), (Sort::Rbytes, true), (Sort::Wbytes, false)]
-        {
+        for (sort, large_first) in [
+            (Sort::All, true),
+            (Sort::Reads, false),
+            (Sort::Writes, false),
+            (Sort::Rbytes, true),
+            (Sort::Wbytes, false),
+        ] {
             assert_eq!(large.rank(sort) > many.rank(sort), large_first, "{sort:?}");
         }
     }

@@ -67,7 +67,9 @@ const COLUMNS: &[Column] = &[
     Column::left("fs_type", "FS", 8, "type of the file system"),
     Column::left("bytes", "BYTES", 7, "bytes moved").of(Kind::Count),
     Column::left("errno", "ERR", 3, "error number, or 0").of(Kind::Count),
-    Column::left("offset_bytes", "OFF_KB", 8, "where in the file it began; KiB in text, bytes in JSON and CSV").of(Kind::Count).or_null(),
+    Column::left("offset_bytes", "OFF_KB", 8, "where in the file it began; KiB in text, bytes in JSON and CSV")
+        .of(Kind::Count)
+        .or_null(),
     Column::right("latency_ns", "LAT(ms)", 8, "how long it took; ms in text, nanoseconds in JSON and CSV"),
     Column::left("file", "FILENAME", 0, "name of the file; its path with -F, JSON or CSV"),
 ];
@@ -81,7 +83,12 @@ struct Operations<'a> {
 impl Events for Operations<'_> {
     type Event = fsslower_event;
 
-    fn cells<'e>(&mut self, event: &'e fsslower_event, names: &'e [u8], clock: &mut Clock) -> Result<Option<Vec<Cell<'e>>>> {
+    fn cells<'e>(
+        &mut self,
+        event: &'e fsslower_event,
+        names: &'e [u8],
+        clock: &mut Clock,
+    ) -> Result<Option<Vec<Cell<'e>>>> {
         let names = &names[..names.len().min(event.path_size as usize)];
         let (letter, _) = fs::OPS.get(event.op as usize).unwrap_or(&fs::OPS[0]);
         // FS_NO_OFFSET of fs.bpf.h.

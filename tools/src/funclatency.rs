@@ -163,22 +163,20 @@ impl Functions {
 }
 
 /// By uprobes and kprobes, the best first: one program for entry and return; one for each; each function by itself.
-const USER_SESSION: &[Hook] = &[hook("funclatency_user_session").needing(&["BPF_TRACE_UPROBE_SESSION", "bpf_session_cookie"])];
+const USER_SESSION: &[Hook] =
+    &[hook("funclatency_user_session").needing(&["BPF_TRACE_UPROBE_SESSION", "bpf_session_cookie"])];
 const USER_MULTI: &[Hook] = &[hook("funclatency_user_enter"), hook("funclatency_user_leave"), EXEC, EXIT];
 const USER_SINGLE: &[Hook] =
     &[hook("funclatency_user_single_enter"), hook("funclatency_user_single_leave"), EXEC, EXIT];
-const KERNEL_SESSION: &[Hook] =
-    &[hook("funclatency_kernel_session").needing(&[
-        "BPF_TRACE_KPROBE_SESSION",
-        "bpf_session_cookie",
-        "bpf_kprobe_multi_link",
-    ])];
-const KERNEL_MULTI: &[Hook] = &[
-    hook("funclatency_kernel_enter").needing(&["bpf_kprobe_multi_link"]),
-    hook("funclatency_kernel_leave"),
-    EXIT,
-];
-const KERNEL_SINGLE: &[Hook] = &[hook("funclatency_kernel_single_enter"), hook("funclatency_kernel_single_leave"), EXIT];
+const KERNEL_SESSION: &[Hook] = &[hook("funclatency_kernel_session").needing(&[
+    "BPF_TRACE_KPROBE_SESSION",
+    "bpf_session_cookie",
+    "bpf_kprobe_multi_link",
+])];
+const KERNEL_MULTI: &[Hook] =
+    &[hook("funclatency_kernel_enter").needing(&["bpf_kprobe_multi_link"]), hook("funclatency_kernel_leave"), EXIT];
+const KERNEL_SINGLE: &[Hook] =
+    &[hook("funclatency_kernel_single_enter"), hook("funclatency_kernel_single_leave"), EXIT];
 const EXEC: Hook = hook("funclatency_exec");
 const EXIT: Hook = hook("funclatency_exit");
 const MULTI_LACKS: &str = "entry and return are two probes, which cost more per call";
@@ -272,7 +270,11 @@ impl Attacher<'_> {
                         self.one(|| {
                             Ok(vec![
                                 progs.funclatency_kernel_single_leave.attach_kprobe_with_opts(true, name, options())?,
-                                progs.funclatency_kernel_single_enter.attach_kprobe_with_opts(false, name, options())?,
+                                progs.funclatency_kernel_single_enter.attach_kprobe_with_opts(
+                                    false,
+                                    name,
+                                    options(),
+                                )?,
                             ])
                         });
                     }
@@ -357,7 +359,8 @@ impl Report for View<'_> {
             let value = |bytes: &Vec<u8>| bytes.first_chunk().map_or(0, |chunk| u64::from_ne_bytes(*chunk));
             per_cpu.iter().flatten().map(value).sum()
         };
-        let open = count(funclatency_count::FUNCLATENCY_ENTERED).saturating_sub(count(funclatency_count::FUNCLATENCY_LEFT));
+        let open =
+            count(funclatency_count::FUNCLATENCY_ENTERED).saturating_sub(count(funclatency_count::FUNCLATENCY_LEFT));
         if open > 0 {
             warn(format_args!(
                 "{open} calls were entered and not seen to return: still under way, left by longjmp, exec or exit, or more than \
@@ -427,8 +430,8 @@ pub fn run(args: Args) -> Result<()> {
     unit.configure(&mut open, keyed)?;
     let loaded = loader.load(open, hooks, target)?;
 
-    let mut histograms =
-        HistogramView::new(args.output, "", loaded.skel.object(), unit, keyed, &args.histogram).with_time(args.timestamp);
+    let mut histograms = HistogramView::new(args.output, "", loaded.skel.object(), unit, keyed, &args.histogram)
+        .with_time(args.timestamp);
     if args.function {
         histograms = histograms.by_section(|id| {
             let name = Text::new(functions.name(id)?.as_bytes()).to_string();
@@ -436,8 +439,15 @@ pub fn run(args: Args) -> Result<()> {
             Some(Section { title: format!("Function = {name}"), fields })
         });
     }
-    let attacher =
-        Attacher { skel: &loaded.skel, functions: &functions, pid, has_cookies, links: Vec::new(), refused: 0, why: None };
+    let attacher = Attacher {
+        skel: &loaded.skel,
+        functions: &functions,
+        pid,
+        has_cookies,
+        links: Vec::new(),
+        refused: 0,
+        why: None,
+    };
     let histograms = histograms.about(loaded.subjects.as_ref())?;
     let mut view = View { histograms, attacher, pattern: &args.pattern };
     let run = Run { interval: args.interval, duration: args.duration, report: true, ..Run::default() };

@@ -138,8 +138,14 @@ impl Scanner {
         if let Some(path) = self.file.clone() {
             return self.look_into(&path, path.clone()).into_iter().collect();
         }
-        let all = || fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        let pids: HashSet<u32> = if self.pids.is_empty() { all().collect() } else { self.pids.iter().copied().collect() };
+        let all = || {
+            fs::read_dir("/proc")
+                .into_iter()
+                .flatten()
+                .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        };
+        let pids: HashSet<u32> =
+            if self.pids.is_empty() { all().collect() } else { self.pids.iter().copied().collect() };
         // Processes that are named load what they need whenever they like.
         let is_new = |pid: &&u32| !self.pids.is_empty() || !self.scanned.contains(pid);
         let new: Vec<u32> = pids.iter().filter(is_new).copied().collect();
@@ -241,7 +247,9 @@ where
             let whose = if self.pid > 0 { format!("process {}", self.pid) } else { "any process".into() };
             match &self.scanner.file {
                 Some(file) => bail!("{} has no function that looks names up", file.display()),
-                None => bail!("no C library in {whose}: what is linked statically, as Go programs are, cannot be traced"),
+                None => {
+                    bail!("no C library in {whose}: what is linked statically, as Go programs are, cannot be traced")
+                }
             }
         }
         self.lookups.started()
@@ -290,7 +298,8 @@ pub fn run(args: Args) -> Result<()> {
     };
     let loaded = loader.load(open, hooks, target)?;
 
-    let lookups = EventView::new(args.output, COLUMNS, |key| key != "tid", Each::new(cells)).about(loaded.subjects.as_ref());
+    let lookups =
+        EventView::new(args.output, COLUMNS, |key| key != "tid", Each::new(cells)).about(loaded.subjects.as_ref());
     // What processes start can be another program, with other libraries.
     let scanner = Scanner {
         pids: if follow { Vec::new() } else { pids.clone() },
@@ -303,8 +312,7 @@ pub fn run(args: Args) -> Result<()> {
         _ => -1,
     };
     let mut view = View { lookups, scanner, skel: &loaded.skel, pid, links: Vec::new() };
-    const KEPT: &[privilege::Capability] =
-        &[privilege::PERFMON, privilege::SYS_PTRACE, privilege::DAC_READ_SEARCH];
+    const KEPT: &[privilege::Capability] = &[privilege::PERFMON, privilege::SYS_PTRACE, privilege::DAC_READ_SEARCH];
     let run = Run { interval: Some(LOOK), keeps: Some(KEPT), ..Run::default() };
     loaded.run(&run, &mut view)?;
     // The kernel takes a while over each link, in which it only waits.

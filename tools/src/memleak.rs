@@ -2,9 +2,9 @@
 
 mod allocators;
 
-use std::io::ErrorKind;
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +14,6 @@ use anyhow::{Context, Result, bail};
 use bpf::memleak::types::{memleak_alloc, memleak_call, memleak_event, memleak_key, memleak_op, memleak_total};
 use bpf::memleak::{MemleakSkel, MemleakSkelBuilder};
 use clap::{ArgGroup, Parser, ValueEnum};
-use common::schema::{self, Field, Kind, Record};
 use common::child::Child;
 use common::cli::{Format, Interval, Output, Tool};
 use common::elf::Function;
@@ -26,6 +25,7 @@ use common::out::{Cell, Column, Out, Rows, warn};
 use common::privilege;
 use common::progress::Tally;
 use common::report::StackReport;
+use common::schema::{self, Field, Kind, Record};
 use common::session::{Report, Run, decode};
 use common::stack::{Stack, StackArgs, Stacked, Stacks, Style};
 use common::target::{Target, TargetArgs};
@@ -141,7 +141,8 @@ const OWNER_COLUMNS: &[Column] =
     &[Column::right("pid", "PID", 7, "process"), Column::left("comm", "COMM", 16, "its name")];
 
 fn shape(args: &Args) -> Shape {
-    let sampled = if args.sample_rate > 1 { format!(", 1 in {} sampled, scaled up", args.sample_rate) } else { String::new() };
+    let sampled =
+        if args.sample_rate > 1 { format!(", 1 in {} sampled, scaled up", args.sample_rate) } else { String::new() };
     Shape {
         tool: "memleak",
         title: "Outstanding memory",
@@ -179,8 +180,11 @@ const SINGLE: &[Hook] = &[
 ];
 const EXEC: Hook = hook("memleak_exec");
 const SINGLE_LACKS: &str = "each function is probed by itself, which takes longer to start and to end";
-const WAYS: [Way<'_>; 3] =
-    [way(SESSION, ""), way(MULTI, "entry and return are two probes, which cost more per allocation"), way(SINGLE, SINGLE_LACKS)];
+const WAYS: [Way<'_>; 3] = [
+    way(SESSION, ""),
+    way(MULTI, "entry and return are two probes, which cost more per allocation"),
+    way(SINGLE, SINGLE_LACKS),
+];
 
 const KERNEL: &[Hook] = &[
     hook("memleak_kmalloc"),
@@ -329,7 +333,11 @@ impl View<'_> {
         let (pid, held) = (process.pid, process.child.is_some());
         for found in found {
             if self.args.tool.verbose {
-                warn(format_args!("{}: {} functions", Text::new(found.name.as_os_str().as_bytes()), found.functions.len()));
+                warn(format_args!(
+                    "{}: {} functions",
+                    Text::new(found.name.as_os_str().as_bytes()),
+                    found.functions.len()
+                ));
             }
             self.found_any |= !found.functions.iter().all(is_aside);
             let links = attach(self.skel, pid, &found);
@@ -435,8 +443,11 @@ impl View<'_> {
     fn print_text(&mut self, sorted: &[(u64, Outstanding)]) {
         let rate = self.args.sample_rate;
         let sampled = if rate > 1 { format!(" (1 in {rate} sampled, scaled up)") } else { String::new() };
-        let mut text =
-            format!("[{}] Top {} stacks with outstanding allocations{sampled}:\n", self.out.time(unix_now_ns()), sorted.len());
+        let mut text = format!(
+            "[{}] Top {} stacks with outstanding allocations{sampled}:\n",
+            self.out.time(unix_now_ns()),
+            sorted.len()
+        );
         for (id, outstanding) in sorted {
             let mut allocs = outstanding.allocs.clone();
             allocs.sort_unstable();
@@ -705,7 +716,8 @@ pub fn run(args: Args) -> Result<()> {
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
     knobs.min_size = args.min_size.unwrap_or(0);
     knobs.max_size = args.max_size.unwrap_or(u64::MAX);
-    knobs.sample_below = if args.sample_rate > 1 { ((1u64 << 32) / u64::from(args.sample_rate)) as u32 } else { u32::MAX };
+    knobs.sample_below =
+        if args.sample_rate > 1 { ((1u64 << 32) / u64::from(args.sample_rate)) as u32 } else { u32::MAX };
     knobs.user_mode = process.is_some();
     knobs.keep_totals = args.combined_only;
     knobs.trace = args.trace;

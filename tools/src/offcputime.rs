@@ -6,25 +6,25 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::Result;
-use bpf::offcputime::types::{offcputime_key, offcpu_left, offcputime_value};
+use bpf::offcputime::types::{offcpu_left, offcputime_key, offcputime_value};
 use bpf::offcputime::{OffcputimeSkel, OffcputimeSkelBuilder};
 use clap::Parser;
 use common::cli::{self, Output, Tool};
 use common::export::svg::Palette;
 use common::export::{Entry, ExportArgs, Measure, Shape, Unit};
-use common::offcpu::OffCpuArgs;
 use common::load::{Hook, Loader, hook, way};
+use common::offcpu::OffCpuArgs;
 use common::out::{Cell, Column, Out};
+use common::privilege::{self, Capability};
 use common::proc::Thread;
 use common::progress::Tally;
 use common::report::{ReportArgs, StackReport, whom};
 use common::schema::{self, Kind, Record};
-use common::privilege::{self, Capability};
 use common::session::{Report, Run, decode};
 use common::stack::{self, Frame, Stack, StackArgs, Stacks, Style};
+use common::subject::ByArgs;
 use common::symbol::Symbol;
 use common::table;
-use common::subject::ByArgs;
 use common::target::{Chooser, Target, TargetArgs};
 use common::text::Text;
 use common::time;
@@ -69,7 +69,8 @@ const COLUMNS: &[Column] = &[
     Column::right("total_ns", "TOTAL(ns)", 12, "time until it was back, in all"),
     Column::right("max_ns", "MAX(ns)", 12, "the longest of these times"),
     Column::left("involuntary", "INVOLUNTARY", 0, "it could have gone on").of(Kind::Bool),
-    Column::left("blocked_at_start", "AT START", 0, "it was away when tracing began; the time counts from there").of(Kind::Bool),
+    Column::left("blocked_at_start", "AT START", 0, "it was away when tracing began; the time counts from there")
+        .of(Kind::Bool),
     Column::left("still_blocked", "AT END", 0, "it is away still").of(Kind::Bool),
 ];
 
@@ -419,7 +420,11 @@ pub fn run(args: Args) -> Result<()> {
     let mut open = loader.open(OffcputimeSkelBuilder::default(), &mut object)?;
     args.which.configure(&mut open, &args.report, loader.btf())?;
     args.stack.configure(&mut open)?;
-    let hooks = if args.early_stacks { EARLY } else { loader.first_accepted(&open, &[way(LATE, ""), way(EARLY, EARLY_LACKS)])? };
+    let hooks = if args.early_stacks {
+        EARLY
+    } else {
+        loader.first_accepted(&open, &[way(LATE, ""), way(EARLY, EARLY_LACKS)])?
+    };
     let walked_early = hooks.len() == EARLY.len();
     if walked_early {
         // So that those of threads that are away at the end can be read on every kernel.

@@ -55,15 +55,18 @@ const COLUMNS: &[Column] = &[
     Column::right("pid", "PID", 7, "process"),
     Column::right("tid", "TID", 7, "thread"),
     Column::left("comm", "COMM", 16, "name of the thread"),
-    Column::right("waker_pid", "WAKER PID", 9, "process that woke it; null where an interrupt did, or nobody").or_null(),
+    Column::right("waker_pid", "WAKER PID", 9, "process that woke it; null where an interrupt did, or nobody")
+        .or_null(),
     Column::right("waker_tid", "WAKER TID", 9, "its thread").or_null(),
     Column::left("waker_comm", "WAKER", 16, "name of that thread").or_null(),
-    Column::left("woken_from", "FROM", 8, "what woke it: task, softirq, hardirq or nmi; null where that is not known").or_null(),
+    Column::left("woken_from", "FROM", 8, "what woke it: task, softirq, hardirq or nmi; null where that is not known")
+        .or_null(),
     Column::right("count", "COUNT", 8, "times that it left the CPU"),
     Column::right("total_ns", "TOTAL(ns)", 12, "time until it was back, in all"),
     Column::right("max_ns", "MAX(ns)", 12, "the longest of these times"),
     Column::left("involuntary", "INVOLUNTARY", 0, "it could have gone on, and nobody had to wake it").of(Kind::Bool),
-    Column::left("blocked_at_start", "AT START", 0, "it was away when tracing began; the time counts from there").of(Kind::Bool),
+    Column::left("blocked_at_start", "AT START", 0, "it was away when tracing began; the time counts from there")
+        .of(Kind::Bool),
 ];
 
 /// Where a thread was woken from, as a name; none where nobody was seen. A kernel that does not tell its count of interrupts
@@ -85,7 +88,9 @@ fn context_of<'n>(names: impl Iterator<Item = &'n str>) -> &'static str {
     let context = |name: &str| match name {
         "handle_softirqs" | "__do_softirq" | "__softirqentry_text_start" => Some("softirq"),
         // On the way out of an interrupt the task has its say again.
-        "irqentry_exit" | "irqentry_exit_to_user_mode" | "exit_to_user_mode_loop" | "preempt_schedule_irq" => Some("task"),
+        "irqentry_exit" | "irqentry_exit_to_user_mode" | "exit_to_user_mode_loop" | "preempt_schedule_irq" => {
+            Some("task")
+        }
         name if is_entry_of_interrupt(name) => Some("hardirq"),
         _ => None,
     };
@@ -101,7 +106,8 @@ fn is_entry_of_interrupt(symbol: &str) -> bool {
 /// A stack without what an interrupt came upon.
 fn cut(mut stack: Stack) -> Stack {
     let is_entry = |name: &str| is_entry_of_interrupt(name);
-    let found = stack.frames.iter().position(|frame| frame.symbol.as_ref().is_some_and(|symbol| is_entry(&symbol.name)));
+    let found =
+        stack.frames.iter().position(|frame| frame.symbol.as_ref().is_some_and(|symbol| is_entry(&symbol.name)));
     if let Some(at) = found {
         stack.frames.truncate(at + 1);
     }
@@ -138,8 +144,7 @@ impl View<'_> {
         let comm = Text::from_c(&key.comm);
         let (waker, from) = self.waker(key);
         let of_task = |cell: Cell<'static>| if from == Some("task") { cell } else { Cell::Unknown };
-        let mut stacked =
-            self.args.report.stacked(|| self.stacks.stack(key.user), || self.stacks.stack(key.kernel));
+        let mut stacked = self.args.report.stacked(|| self.stacks.stack(key.user), || self.stacks.stack(key.kernel));
         stacked.waker = Some(Box::new(waker));
         Entry {
             cells: vec![

@@ -46,10 +46,12 @@ const COLUMNS: &[Column] = &[
     Column::right("anon_kib", "ANON_KB", 9, "KiB of memory of its own").or_null(),
     Column::right("file_kib", "FILE_KB", 8, "KiB of files that it had mapped").or_null(),
     Column::right("shmem_kib", "SHMEM_KB", 8, "KiB of shared memory that it had mapped").or_null(),
-    Column::right("total_pages", "PAGES", 9, "pages that victims were weighed against; null where that is not known").or_null(),
+    Column::right("total_pages", "PAGES", 9, "pages that victims were weighed against; null where that is not known")
+        .or_null(),
     Column::left("loadavg", "LOADAVG", 14, "load averages over 1, 5 and 15 minutes"),
     Column::left("limit_cgroup", "LIMIT", 0, "cgroup whose limit was reached").or_null(),
-    Column::left("victim_cgroup", "VICTIM_CGROUP", 0, "cgroup of the victim in the hierarchy of the memory controller").or_null(),
+    Column::left("victim_cgroup", "VICTIM_CGROUP", 0, "cgroup of the victim in the hierarchy of the memory controller")
+        .or_null(),
 ];
 
 /// Rows of victims.
@@ -125,7 +127,8 @@ pub fn run(args: Args) -> Result<()> {
     let hooks: Vec<Hook> = cause.iter().copied().chain([hook("oomkill_signal"), hook("oomkill_victim")]).collect();
     let loaded = loader.load(open, &hooks, target)?;
 
-    let shown = |key: &str| !matches!(key, "trigger_tid" | "tid" | "uid" | "score_adj" | "total_pages" | "victim_cgroup");
+    let shown =
+        |key: &str| !matches!(key, "trigger_tid" | "tid" | "uid" | "score_adj" | "total_pages" | "victim_cgroup");
     let kills = Kills { tree: Tree::of_controller("memory").ok(), page_kib: page_kib() };
     let mut view = EventView::new(args.output, COLUMNS, shown, kills).about(loaded.subjects.as_ref());
     loaded.run(&Run::default(), &mut view)
@@ -140,7 +143,8 @@ fn page_kib() -> u64 {
 
 /// The function that says what memory is wanted for.
 const CAUSE: Hook = hook("oomkill_begin");
-const WITHOUT_CAUSE: &str = "whose limit was reached is told by the state of the victim's cgroups, and PAGES is not known";
+const WITHOUT_CAUSE: &str =
+    "whose limit was reached is told by the state of the victim's cgroups, and PAGES is not known";
 
 #[cfg(test)]
 mod tests {

@@ -120,7 +120,12 @@ struct Opens;
 impl Events for Opens {
     type Event = opensnoop_event;
 
-    fn cells<'e>(&mut self, event: &'e opensnoop_event, text: &'e [u8], clock: &mut Clock) -> Result<Option<Vec<Cell<'e>>>> {
+    fn cells<'e>(
+        &mut self,
+        event: &'e opensnoop_event,
+        text: &'e [u8],
+        clock: &mut Clock,
+    ) -> Result<Option<Vec<Cell<'e>>>> {
         let (fd, errno) = if event.ret >= 0 { (event.ret, 0) } else { (-1, event.ret.saturating_neg()) };
         let created = event.flags & (libc::O_CREAT | libc::O_TMPFILE & !libc::O_DIRECTORY) as u64 != 0;
         let mode = if created { format!("{:04o}", event.mode) } else { "n/a".into() };
@@ -192,13 +197,21 @@ pub fn run(args: Args) -> Result<()> {
         "callers" => false,
         _ => true,
     };
-    let columns = COLUMNS.iter().map(|column| if args.callers && column.key == "path" { PATH_OR_CALLER } else { *column });
+    let columns =
+        COLUMNS.iter().map(|column| if args.callers && column.key == "path" { PATH_OR_CALLER } else { *column });
     let columns: Vec<Column> = columns.collect();
     let mut view = EventView::new(args.output, &columns, shown, Opens).about(loaded.subjects.as_ref());
     if args.callers {
         view = view.with_stacks(Style { offsets: true, ..Style::default() }, false);
     }
-    loaded.run(&Run { duration: args.duration, keeps: Some(if args.callers { privilege::NAMES } else { &[] }), ..Run::default() }, &mut view)
+    loaded.run(
+        &Run {
+            duration: args.duration,
+            keeps: Some(if args.callers { privilege::NAMES } else { &[] }),
+            ..Run::default()
+        },
+        &mut view,
+    )
 }
 
 #[cfg(test)]

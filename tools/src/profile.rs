@@ -17,13 +17,13 @@ use common::progress::Tally;
 use common::report::{ReportArgs, StackReport, whom};
 use common::sample::{Clock, Rate, Sampler, Throttling};
 use common::schema::{self, Field, Kind, Record};
-use common::{privilege, proc};
 use common::session::{Report, Run};
 use common::stack::{StackArgs, Stacks, Style};
-use common::table;
 use common::subject::ByArgs;
+use common::table;
 use common::target::{Target, TargetArgs};
 use common::text::Text;
+use common::{privilege, proc};
 use libbpf_rs::{MapCore, MapFlags};
 use serde_json::json;
 
@@ -122,7 +122,8 @@ impl Report for View<'_> {
         if self.args.report.user_stacks_only || !proc::in_initial_pid_namespace() {
             return;
         }
-        let own = |pid: u32| self.skel.maps.profile_preparing.update(&0u32.to_ne_bytes(), &pid.to_ne_bytes(), MapFlags::ANY);
+        let own =
+            |pid: u32| self.skel.maps.profile_preparing.update(&0u32.to_ne_bytes(), &pid.to_ne_bytes(), MapFlags::ANY);
         // Without this the names are read in the end, which only takes longer.
         if own(std::process::id()).is_ok() {
             self.stacks.expect_kernel();
@@ -292,9 +293,8 @@ pub fn run(args: Args) -> Result<()> {
     }
     args.report.warn_of_names();
     let style = Style { offsets: false, addresses: args.address, annotate: args.annotations };
-    let report =
-        StackReport::new(&args.output, &args.exports, args.report.delimited, style, shape(&args, clock))?
-            .about(loaded.subjects.clone());
+    let report = StackReport::new(&args.output, &args.exports, args.report.delimited, style, shape(&args, clock))?
+        .about(loaded.subjects.clone());
     let mut view = View {
         out: report.out(),
         skel: &loaded.skel,

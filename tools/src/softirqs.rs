@@ -28,10 +28,8 @@ pub struct Args {
     tool: Tool,
 }
 
-const ALL: &[Column] = &irq::columns(
-    Column::left("softirq", "SOFTIRQ", 16, "its name"),
-    Column::right("vector", "VEC", 4, "its number"),
-);
+const ALL: &[Column] =
+    &irq::columns(Column::left("softirq", "SOFTIRQ", 16, "its name"), Column::right("vector", "VEC", 4, "its number"));
 /// There is nobody who could say that one is not its own.
 const COLUMNS: &[Column] = ALL.split_at(ALL.len() - 1).0;
 const KEYS: &[Field] =

@@ -82,11 +82,11 @@ const COLUMNS: &[Column] = &[
 const NUMBERS: usize = 1024;
 const OTHER: usize = 2 * NUMBERS;
 
+#[cfg(target_arch = "aarch64")]
+use syscalls::{aarch64::Sysno as Wide, arm::Sysno as Narrow};
 /// The tables of calls of this machine's programs, and of the 32-bit programs that it can run.
 #[cfg(target_arch = "x86_64")]
 use syscalls::{x86::Sysno as Narrow, x86_64::Sysno as Wide};
-#[cfg(target_arch = "aarch64")]
-use syscalls::{aarch64::Sysno as Wide, arm::Sysno as Narrow};
 
 /// The name of the call that counts at `slot`.
 fn name(slot: usize) -> String {
@@ -94,7 +94,8 @@ fn name(slot: usize) -> String {
         OTHER.. => "[other]".into(),
         NUMBERS.. => {
             let number = slot - NUMBERS;
-            Narrow::new(number).map_or_else(|| format!("[{number}] (32-bit)"), |call| format!("{} (32-bit)", call.name()))
+            Narrow::new(number)
+                .map_or_else(|| format!("[{number}] (32-bit)"), |call| format!("{} (32-bit)", call.name()))
         }
         number => Wide::new(number).map_or_else(|| format!("[{number}]"), |call| call.name().to_owned()),
     }
@@ -148,7 +149,9 @@ impl Total {
                 };
                 (Cell::Unknown, Cell::Unknown, Cell::Own(name(*slot)), bits)
             }
-            Of::Process(pid, comm) => (Cell::Uint((*pid).into()), Cell::Text(comm.clone()), Cell::Unknown, Cell::Unknown),
+            Of::Process(pid, comm) => {
+                (Cell::Uint((*pid).into()), Cell::Text(comm.clone()), Cell::Unknown, Cell::Unknown)
+            }
         };
         let shown = |ns: u64| Cell::Shown(format!("{:.3}", ns as f64 / unit_ns), ns.min(i64::MAX as u64) as i64);
         let total = self.time_ns.map_or(Cell::Unknown, shown);
@@ -314,10 +317,16 @@ mod tests {
 
     #[test]
     fn calls_go_by_name_and_number() {
-        assert_eq!(call("read").unwrap().0.iter().map(|slot| name(*slot)).collect::<Vec<_>>(), ["read", "read (32-bit)"]);
+        assert_eq!(
+            call("read").unwrap().0.iter().map(|slot| name(*slot)).collect::<Vec<_>>(),
+            ["read", "read (32-bit)"]
+        );
         assert_eq!(call("_llseek").unwrap().0.len(), 1, "only 32-bit programs have it");
         assert_eq!(call("1000").unwrap().0, [1000]);
-        assert_eq!((name(1000), name(NUMBERS + 1000), name(OTHER)), ("[1000]".into(), "[1000] (32-bit)".into(), "[other]".into()));
+        assert_eq!(
+            (name(1000), name(NUMBERS + 1000), name(OTHER)),
+            ("[1000]".into(), "[1000] (32-bit)".into(), "[other]".into())
+        );
         assert!(call("1024").is_err() && call("open ").is_err());
         assert!(Wide::iter().all(|call| (call.id() as usize) < NUMBERS));
     }

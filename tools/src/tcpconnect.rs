@@ -63,10 +63,17 @@ const COLUMNS: &[Column] = &[
     Column::left("comm", "COMM", 16, "name of the thread that connects"),
     Column::left("ip_version", "IP", 2, "4 or 6").of(Kind::Count),
     Column::left("local_address", "SADDR", 15, "own address"),
-    Column::left("local_port", "LPORT", 5, "own port; none where it was refused before it had one").of(Kind::Count).or_null(),
+    Column::left("local_port", "LPORT", 5, "own port; none where it was refused before it had one")
+        .of(Kind::Count)
+        .or_null(),
     Column::left("remote_address", "DADDR", 15, "address of the peer"),
     Column::left("remote_port", "DPORT", 5, "port of the peer").of(Kind::Count),
-    Column::left("result", "RESULT", 0, "what came of it: ok, no answer (for a second), refused, reset, timeout, unreachable, closed (given up by the process), failed (within the call), or the name of another error"),
+    Column::left(
+        "result",
+        "RESULT",
+        0,
+        "what came of it: ok, no answer (for a second), refused, reset, timeout, unreachable, closed (given up by the process), failed (within the call), or the name of another error",
+    ),
     Column::right("errno", "ERR", 0, "error number, or 0").of(Kind::Int),
 ];
 
@@ -100,7 +107,7 @@ fn say_untold(skel: &TcpconnectSkel<'_>) -> Result<()> {
     let counters = skel.maps.bss_data.as_deref().context("no counters")?;
     // SAFETY: a plain integer in memory that the kernel writes: read it anew.
     let untold = unsafe { std::ptr::read_volatile(&raw const counters.attempts_untold) } as i64;
-        if untold > 0 {
+    if untold > 0 {
         out::warn(format_args!("{untold} attempts to connect have no result yet: not shown"));
     }
     Ok(())
@@ -180,7 +187,9 @@ const DESTROY: Hook = hook("tcpconnect_destroy");
 /// The objects that it writes as JSON.
 pub fn records() -> Vec<Record> {
     let mut records = schema::events(COLUMNS);
-    records.extend(schema::events(COUNT_COLUMNS).into_iter().map(|record| Record { what: "with -c, for each two ends", ..record }));
+    records.extend(
+        schema::events(COUNT_COLUMNS).into_iter().map(|record| Record { what: "with -c, for each two ends", ..record }),
+    );
     records
 }
 

@@ -59,9 +59,15 @@ const COLUMNS: &[Column] = &[
     Column::left("local_port", "LPORT", 5, "own port").of(Kind::Count),
     Column::left("remote_address", "DADDR", 15, "address of the peer"),
     Column::left("remote_port", "DPORT", 5, "port of the peer").of(Kind::Count),
-    Column::left("latency_ms", "LAT(ms)", 8, "ms from the call to the answer, or to the end of the attempt").of(Kind::Real),
+    Column::left("latency_ms", "LAT(ms)", 8, "ms from the call to the answer, or to the end of the attempt")
+        .of(Kind::Real),
     Column::left("syn_repeats", "SYN+", 4, "how often the SYN was sent again").of(Kind::Count),
-    Column::left("result", "RESULT", 0, "what came of it: ok, refused, reset, timeout, unreachable, closed (given up by the process), failed (within the call), or the name of another error"),
+    Column::left(
+        "result",
+        "RESULT",
+        0,
+        "what came of it: ok, refused, reset, timeout, unreachable, closed (given up by the process), failed (within the call), or the name of another error",
+    ),
     Column::right("errno", "ERR", 0, "error number, or 0").of(Kind::Int),
 ];
 

@@ -14,13 +14,13 @@ use common::inet::{self, FamilyArgs};
 use common::kernel::Btf;
 use common::load::{Loader, hook};
 use common::out::{self, Cell, Column};
+use common::privilege;
 use common::schema::{self, Kind, Record};
 use common::session::Run;
 use common::sockowner::Owners;
 use common::stack::{StackArgs, Style};
 use common::target::{Target, TargetArgs};
 use common::text::Text;
-use common::privilege;
 
 /// Show TCP packets that the kernel drops: between whom, why, and the kernel stack that dropped them
 #[derive(Parser)]
@@ -128,7 +128,9 @@ impl Events for Drops<'_> {
         // SAFETY: a plain integer in memory that the kernel writes: read it anew.
         let unexplained = unsafe { std::ptr::read_volatile(&raw const counters.tcpdrop_unexplained) };
         if unexplained > 0 {
-            out::warn(format_args!("{unexplained} packets were freed without a reason, dropped or used: not shown (-a)"));
+            out::warn(format_args!(
+                "{unexplained} packets were freed without a reason, dropped or used: not shown (-a)"
+            ));
         }
         Ok(())
     }
@@ -180,7 +182,8 @@ pub fn run(args: Args) -> Result<()> {
     let owners = Owners::new(&target)?;
     let netns = match args.pid_netns {
         Some(pid) => {
-            let inode = std::fs::metadata(format!("/proc/{pid}/ns/net")).with_context(|| format!("no such PID: {pid}"))?;
+            let inode =
+                std::fs::metadata(format!("/proc/{pid}/ns/net")).with_context(|| format!("no such PID: {pid}"))?;
             Some(inode.ino() as u32)
         }
         None => args.netns_id,

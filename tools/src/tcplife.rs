@@ -60,10 +60,17 @@ const COLUMNS: &[Column] = &[
     Column::left("remote_port", "RPORT", 5, "port of the peer").of(Kind::Count),
     Column::left("sent_kib", "TX_KB", 6, "KiB sent, without retransmissions").of(Kind::Real),
     Column::left("received_kib", "RX_KB", 6, "KiB received").of(Kind::Real),
-    Column::left("duration_ms", "MS", 0, "ms from established (or the attempt) to the end; > where it began before the tool").of(Kind::Real),
+    Column::left(
+        "duration_ms",
+        "MS",
+        0,
+        "ms from established (or the attempt) to the end; > where it began before the tool",
+    )
+    .of(Kind::Real),
     Column::right("sent_bytes", "TX", 0, "bytes sent, without retransmissions"),
     Column::right("received_bytes", "RX", 0, "bytes received"),
-    Column::right("established", "ESTABLISHED", 0, "the connection was established, not refused or timed out").of(Kind::Bool),
+    Column::right("established", "ESTABLISHED", 0, "the connection was established, not refused or timed out")
+        .of(Kind::Bool),
     Column::left("started_before", "BEFORE", 0, "the session was open when the tool began").of(Kind::Bool),
 ];
 

@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io::Read;
 use std::mem::MaybeUninit;
-use std::path::Path;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -293,8 +293,7 @@ pub fn run(args: Args) -> Result<()> {
     let columns: Vec<Column> = COLUMNS.iter().map(widened).collect();
     let top = Top::new(args.output, &args.top, &columns, shown, None).about(loaded.subjects.as_ref());
     let top = if args.nosummary { top.without_load() } else { top };
-    let run =
-        Run { interval: Some(args.interval), count: args.count, report: top.reports_at_end(), ..Run::default() };
+    let run = Run { interval: Some(args.interval), count: args.count, report: top.reports_at_end(), ..Run::default() };
     let ledger = Ledger { only_known, ..Ledger::default() };
     loaded.run(&run, &mut View { top, sockets, ledger, sort: args.sort })
 }

@@ -95,9 +95,7 @@ fn call_of(name: &str, prefix: Option<&str>) -> Option<memleak_call> {
 /// Whether a file with these functions is an allocator, or has one linked in. What has only C++'s operators (libstdc++)
 /// hands on to malloc.
 fn is_allocator(functions: &[Function<memleak_call>]) -> bool {
-    let has = |wanted: &[memleak_call]| {
-        functions.iter().any(|function| wanted.contains(&function.tag))
-    };
+    let has = |wanted: &[memleak_call]| functions.iter().any(|function| wanted.contains(&function.tag));
     has(&[
         memleak_call::MEMLEAK_COUNT,
         memleak_call::MEMLEAK_ALIGNED,
