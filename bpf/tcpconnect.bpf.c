@@ -4,6 +4,7 @@
  * second after it). Then the local port is known, and so far what came of it.
  */
 #include "attempt.bpf.h"
+#include "scratch.bpf.h"
 #include "sockfile.bpf.h"
 #include "stream.bpf.h"
 #include "syscall.bpf.h"
@@ -22,6 +23,29 @@ const volatile bool tcpconnect_counts = false;
 const volatile bool tcpconnect_by_local_port = false;
 
 TALLY(tcpconnect, struct inet_ends, u64);
+
+#define ETH_P_IP   0x0800
+#define ETH_P_IPV6 0x86dd
+#define DNS_PORT   53
+
+/* What a name server answered: a record of the stream that begins with what no time can be. What is asked over UDP fits
+ * 1232 bytes (the size that resolvers allow since 2020), or is asked again over TCP. */
+#define TCPCONNECT_ANSWER     0x8000726577736e61ULL
+#define TCPCONNECT_ANSWER_MAX 1232
+
+struct tcpconnect_answer {
+	u64 kind;
+	u64 time_ns;
+	u32 size; /* of the message behind it */
+	u32 unused;
+};
+EXPORT_TYPE(tcpconnect_answer);
+
+struct tcpconnect_message {
+	struct tcpconnect_answer answer;
+	u8 bytes[TCPCONNECT_ANSWER_MAX];
+};
+SCRATCH(tcpconnect_message);
 
 static __always_inline void tell(void *ctx, struct attempt_event *event)
 {
@@ -161,5 +185,54 @@ TRACEPOINT_HOOK(tcpconnect_exit, sys_exit, struct pt_regs *regs, long ret)
 	event.error = -ret;
 	bpf_get_current_comm(&event.comm, sizeof(event.comm));
 	tell(ctx, &event);
+	return 0;
+}
+
+/* Where the DNS message of a packet begins, from its IP header on, if it comes from a name server; else 0. */
+static __always_inline u32 answer_at(u16 protocol, u8 *ip)
+{
+	u16 source;
+	u8 header[20];
+	u32 at;
+
+	if (bpf_probe_read_kernel(&header, sizeof(header), ip))
+		return 0;
+	if (protocol == ETH_P_IP && header[9] == IPPROTO_UDP)
+		at = (header[0] & 15) * 4;
+	else if (protocol == ETH_P_IPV6 && header[6] == IPPROTO_UDP)
+		at = sizeof(struct ipv6hdr);
+	else
+		return 0;
+	/* A UDP header is the two ports, the length and the checksum. */
+	if (bpf_probe_read_kernel(&source, sizeof(source), ip + at) || source != bpf_htons(DNS_PORT))
+		return 0;
+	return at + 4 * sizeof(u16);
+}
+
+/* Packets as the network stack takes them up, on every device: what they come from is the IP header on. */
+TRACEPOINT_HOOK(tcpconnect_answers, netif_receive_skb, struct sk_buff *skb)
+{
+	u32 at, size, linear = FIELD(skb, len) - FIELD(skb, data_len);
+	u8 *ip = (void *)BPF_CORE_READ(skb, data);
+	struct tcpconnect_message *message;
+
+	at = answer_at(bpf_ntohs(FIELD(skb, protocol)), ip);
+	if (!at)
+		return 0;
+	size = FIELD(skb, len) - at;
+	if (FIELD(skb, len) <= at)
+		return 0;
+	message = tcpconnect_message_claim();
+	if (!message)
+		return 0;
+	message->answer.kind = TCPCONNECT_ANSWER;
+	message->answer.time_ns = bpf_ktime_get_ns();
+	message->answer.size = size;
+	/* What lies elsewhere than at the beginning of the packet's memory is not to be had. */
+	if (at + size > linear || size > sizeof(message->bytes) || bpf_probe_read_kernel(message->bytes, size, ip + at))
+		count_lost(LOST_STRING);
+	else
+		stream_send(ctx, message, sizeof(*message));
+	tcpconnect_message_release(message);
 	return 0;
 }

@@ -46,6 +46,11 @@ pub trait Events {
     fn cells<'e>(&mut self, event: &'e Self::Event, rest: &'e [u8], clock: &mut Clock)
     -> Result<Option<Vec<Cell<'e>>>>;
 
+    /// Take a record that is no event.
+    fn takes(&mut self, _record: &[u8]) -> bool {
+        false
+    }
+
     /// The ids of the user and the kernel stack of an event, of a tool that takes them.
     fn stack_ids(&self, _event: &Self::Event) -> [u64; 2] {
         [0, 0]
@@ -155,6 +160,9 @@ impl<T: Events> Report for EventView<T> {
 
     fn event(&mut self, record: &[u8]) -> Result<()> {
         if self.stacks.as_mut().is_some_and(|(stacks, _)| stacks.event(record)) {
+            return Ok(());
+        }
+        if self.events.takes(record) {
             return Ok(());
         }
         let (event, rest) = decode::<T::Event>(record).context("a malformed event")?;

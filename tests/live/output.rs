@@ -65,14 +65,13 @@ impl Attack {
         Ok(Self { process, disk, _dir: dir })
     }
 
-    /// Run a tool in each format meanwhile. What is written does not depend on the kernel, so where each start takes
-    /// seconds there is only JSON.
+    /// Run a tool in each format meanwhile.
     fn start(&self, tool: &str) -> Outcome<Vec<(&'static str, Running)>> {
         let args = arguments(tool, self.process.pid());
-        let formats = if is_emulated() { &["json"][..] } else { &["text", "csv", "json"] };
+        let formats = ["text", "csv", "json"];
         let start =
-            |format: &&'static str| Ok((*format, Tool::new(tool).args(&format!("--format {format} {args}")).start()?));
-        formats.iter().map(start).collect()
+            |format: &'static str| Ok((format, Tool::new(tool).args(&format!("--format {format} {args}")).start()?));
+        formats.into_iter().map(start).collect()
     }
 }
 
@@ -193,6 +192,9 @@ fn check_formats(entry: &Entry, running: Vec<(&str, Running)>) -> Outcome {
 }
 
 fn no_format_of_any_tool_can_be_broken() -> Outcome {
+    if is_emulated() {
+        return Err(Stop::Skip("the same on every kernel".into()));
+    }
     let attack = Attack::begin()?;
     // The process does not go so far as to have somebody killed for want of memory.
     let is_touched = |entry: &&Entry| entry.name != "oomkill" && (attack.disk.is_some() || !needs_disk(entry.name));

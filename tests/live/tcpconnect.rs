@@ -1,7 +1,7 @@
 //! tcpconnect against attempts whose ends and outcomes are known.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -28,6 +28,7 @@ live_tests! {
     ipv4_on_an_ipv6_socket_is_ipv4,
     ipv6_is_ipv6,
     columns_are_those_of_both_suites,
+    the_name_that_was_looked_up_is_shown,
 }
 
 fn port_of(finished: &Finished, port: u16) -> Outcome<Vec<Value>> {
@@ -309,5 +310,42 @@ fn columns_are_those_of_both_suites() -> Outcome {
         check_eq!(words(lines[0]).join(" "), heads);
         check_eq!(words(lines[1]).len(), words(lines[0]).len(), "{}", finished.stdout);
     }
+    Ok(())
+}
+
+/// A DNS message: one question for `name` (RFC 1035, 4.1), and the address that answers it.
+fn answer(name: &[&str], address: [u8; 4]) -> Vec<u8> {
+    let mut message = vec![0x12, 0x34, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0];
+    for label in name {
+        message.push(label.len() as u8);
+        message.extend(label.bytes());
+    }
+    // The end of the name, type A, class IN; the answer: the name above, the same, for 60 seconds, 4 bytes.
+    message.extend([0, 0, 1, 0, 1, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+    message.extend(address);
+    message
+}
+
+fn the_name_that_was_looked_up_is_shown() -> Outcome {
+    let listener = TcpListener::bind("127.0.0.78:0")?;
+    let port = listener.local_addr()?.port();
+    let server = UdpSocket::bind("127.0.0.77:53").map_err(|error| Stop::Skip(format!("port 53: {error}")))?;
+    let client = UdpSocket::bind("127.0.0.1:0")?;
+    let tool = Tool::new("tcpconnect").args("--json -d").start()?;
+    let text = Tool::new("tcpconnect").args("-d").start()?;
+    TcpStream::connect(("127.0.0.78", port))?;
+    server.send_to(&answer(&["web", "corescope\n", "test"], [127, 0, 0, 78]), client.local_addr()?)?;
+    TcpStream::connect(("127.0.0.78", port))?;
+    // What does not come from a name server is no answer.
+    UdpSocket::bind("127.0.0.1:0")?.send_to(&answer(&["false"], [127, 0, 0, 78]), client.local_addr()?)?;
+    TcpStream::connect(("127.0.0.78", port))?;
+    let rows = port_of(&tool.stop()?.clean()?, port)?;
+    let name = "web.corescope\\n.test";
+    let queries: Vec<&Value> = rows.iter().map(|row| &row["query"]).collect();
+    check_eq!(queries, [&Value::Null, &json!(name), &json!(name)]);
+    check!(rows[1]["query_age_ns"].as_u64() < rows[2]["query_age_ns"].as_u64(), "{rows:?}");
+    let shown = text.stop()?.clean()?.stdout;
+    check!(shown.lines().next().is_some_and(|line| line.ends_with("QUERY")), "{shown}");
+    check_eq!(shown.lines().filter(|line| line.ends_with(name)).count(), 2);
     Ok(())
 }

@@ -98,7 +98,7 @@ registry! {
     softirqs ["-d"],
     syscount ["-P", "-L", "-x"],
     tcpaccept,
-    tcpconnect ["-x", "-c"],
+    tcpconnect ["-x", "-c", "-d"],
     tcpconnlat,
     tcpdrop ["-a"],
     tcplife,

@@ -1,10 +1,12 @@
 //! tcpconnect: who connects to where over TCP.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::mem::MaybeUninit;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use bpf::tcpconnect::types::{attempt_event, inet_ends};
+use bpf::tcpconnect::types::{attempt_event, inet_ends, tcpconnect_answer};
 use bpf::tcpconnect::{TcpconnectSkel, TcpconnectSkelBuilder};
 use clap::Parser;
 use common::cli::{Output, Tool};
@@ -13,11 +15,16 @@ use common::inet::{self, FamilyArgs};
 use common::load::{Hook, Loader, hook};
 use common::out::{self, Cell, Column, Out, Rows};
 use common::schema::{self, Kind, Record};
-use common::session::{Report, Run};
+use common::session::{Report, Run, decode};
 use common::table::Tally;
 use common::target::{Target, TargetArgs};
 use common::text::Text;
 use libbpf_rs::skel::Skel;
+use simple_dns::Packet;
+use simple_dns::rdata::RData;
+
+/// The kind of the records of answers: TCPCONNECT_ANSWER of tcpconnect.bpf.c.
+const ANSWER: u64 = 0x8000_7265_7773_6e61;
 
 /// Show attempts to connect over TCP: whose they are, where to, and what comes of them
 #[derive(Parser)]
@@ -44,6 +51,9 @@ pub struct Args {
     /// which it looks at every system call
     #[arg(short = 'x', long)]
     failed: bool,
+    /// Show the name that the address was looked up by: name servers' answers are read as they come in (UDP, port 53)
+    #[arg(short = 'd', long, conflicts_with = "count")]
+    dns: bool,
     /// Count attempts by their ends, and show that in the end
     #[arg(short = 'c', long)]
     count: bool,
@@ -75,6 +85,10 @@ const COLUMNS: &[Column] = &[
         "what came of it: ok, no answer (for a second), refused, reset, timeout, unreachable, closed (given up by the process), failed (within the call), or the name of another error",
     ),
     Column::right("errno", "ERR", 0, "error number, or 0").of(Kind::Int),
+    Column::left("query", "QUERY", 0, "with -d, the name that the address was the last answer for").or_null(),
+    Column::right("query_age_ns", "AGE", 0, "with -d, how long before the attempt that was answered")
+        .of(Kind::Count)
+        .or_null(),
 ];
 
 const COUNT_COLUMNS: &[Column] = &[
@@ -85,16 +99,62 @@ const COUNT_COLUMNS: &[Column] = &[
     Column::left("connects", "CONNECTS", 0, "how many attempts").of(Kind::Count),
 ];
 
+/// Addresses whose names are kept; when there are more, all are forgotten.
+const NAMES_MAX: usize = 65536;
+
+/// The names that addresses were looked up by.
+#[derive(Default)]
+struct Names(HashMap<IpAddr, (String, u64)>);
+
+impl Names {
+    /// Take an answer; false for another record.
+    fn takes(&mut self, record: &[u8]) -> bool {
+        let Some((answer, message)) = decode::<tcpconnect_answer>(record).filter(|(answer, _)| answer.kind == ANSWER)
+        else {
+            return false;
+        };
+        let Some(packet) = message.get(..answer.size as usize).and_then(|bytes| Packet::parse(bytes).ok()) else {
+            return true;
+        };
+        let Some(question) = packet.questions.first() else { return true };
+        let name = Text::new(question.qname.to_string().as_bytes()).to_string();
+        for record in &packet.answers {
+            let address = match &record.rdata {
+                RData::A(found) => IpAddr::V4(found.address.into()),
+                RData::AAAA(found) => IpAddr::V6(found.address.into()),
+                _ => continue,
+            };
+            if self.0.len() >= NAMES_MAX && !self.0.contains_key(&address) {
+                self.0.clear();
+            }
+            self.0.insert(address, (name.clone(), answer.time_ns));
+        }
+        true
+    }
+
+    /// The cells of an address to which an attempt began.
+    fn cells(&self, address: IpAddr, begin_ns: u64) -> [Cell<'static>; 2] {
+        self.0.get(&address).map_or([Cell::Unknown, Cell::Unknown], |(name, time_ns)| {
+            [Cell::Own(name.clone()), Cell::Uint(begin_ns.saturating_sub(*time_ns))]
+        })
+    }
+}
+
 /// Rows of attempts.
 struct Attempts<'a> {
     skel: &'a TcpconnectSkel<'a>,
+    names: Names,
 }
 
 impl Events for Attempts<'_> {
     type Event = attempt_event;
 
     fn cells<'e>(&mut self, event: &'e attempt_event, _: &'e [u8], clock: &mut Clock) -> Result<Option<Vec<Cell<'e>>>> {
-        Ok(Some(cells(event, clock)))
+        Ok(Some(cells(event, &self.names, clock)))
+    }
+
+    fn takes(&mut self, record: &[u8]) -> bool {
+        self.names.takes(record)
     }
 
     fn ended(&mut self) -> Result<()> {
@@ -160,9 +220,10 @@ fn local_port(port: u16) -> Cell<'static> {
 }
 
 /// One row: an attempt.
-fn cells<'e>(event: &attempt_event, clock: &mut Clock) -> Vec<Cell<'e>> {
+fn cells<'e>(event: &attempt_event, names: &Names, clock: &mut Clock) -> Vec<Cell<'e>> {
     let ends = &event.ends;
     let (local, remote) = (inet::address(ends.family, &ends.local), inet::address(ends.family, &ends.remote));
+    let [query, query_age] = names.cells(remote, event.begin_ns);
     vec![
         clock.time(event.begin_ns),
         clock.since_start(event.begin_ns, 3),
@@ -176,6 +237,8 @@ fn cells<'e>(event: &attempt_event, clock: &mut Clock) -> Vec<Cell<'e>> {
         Cell::Uint(ends.remote_port.into()),
         Cell::Own(inet::outcome(event.outcome, event.error)),
         Cell::Int(event.error.into()),
+        query,
+        query_age,
     ]
 }
 
@@ -183,6 +246,7 @@ const STATE: Hook = hook("tcpconnect_state");
 const REPEAT: Hook = hook("tcpconnect_repeat");
 const EXIT: Hook = hook("tcpconnect_exit");
 const DESTROY: Hook = hook("tcpconnect_destroy");
+const ANSWERS: Hook = hook("tcpconnect_answers");
 
 /// The objects that it writes as JSON.
 pub fn records() -> Vec<Record> {
@@ -207,8 +271,10 @@ pub fn run(args: Args) -> Result<()> {
     knobs.tcpconnect_failed_only = args.failed;
     knobs.tcpconnect_counts = args.count;
     knobs.tcpconnect_by_local_port = args.lport;
-    let hooks: &[Hook] = if args.failed { &[STATE, REPEAT, EXIT, DESTROY] } else { &[STATE, REPEAT] };
-    let loaded = loader.load(open, hooks, target)?;
+    let mut hooks = vec![STATE, REPEAT];
+    hooks.extend(args.failed.then_some([EXIT, DESTROY]).into_iter().flatten());
+    hooks.extend(args.dns.then_some(ANSWERS));
+    let loaded = loader.load(open, &hooks, target)?;
 
     if args.count {
         let tally = Tally::of(loaded.skel.object(), "tcpconnect")?;
@@ -221,11 +287,12 @@ pub fn run(args: Args) -> Result<()> {
         "since_start_ns" => args.timestamp,
         "uid" => args.print_uid,
         "local_port" => args.lport,
-        "time_unix_ns" | "errno" => false,
+        "query" => args.dns,
+        "time_unix_ns" | "errno" | "query_age_ns" => false,
         _ => true,
     };
     let columns = if args.wide { inet::widened(COLUMNS) } else { COLUMNS.to_vec() };
-    let attempts = Attempts { skel: &loaded.skel };
+    let attempts = Attempts { skel: &loaded.skel, names: Names::default() };
     let mut view = EventView::new(args.output, &columns, shown, attempts).about(loaded.subjects.as_ref());
     loaded.run(&Run::default(), &mut view)
 }
@@ -240,8 +307,14 @@ mod tests {
 
     proptest! {
         #[test]
+        fn no_answer_of_a_name_server_breaks_it(message in proptest::collection::vec(any::<u8>(), 0..64), size in 0u32..80) {
+            let record = [&ANSWER.to_ne_bytes()[..], &[0; 8], &size.to_ne_bytes(), &[0; 4], &message].concat();
+            prop_assert!(Names::default().takes(&record));
+        }
+
+        #[test]
         fn any_event_is_a_row(record in events::record()) {
-            events::check_each(COLUMNS, &[record], |_| true, || Each::new(|event, _, clock| cells(event, clock)))?;
+            events::check_each(COLUMNS, &[record], |_| true, || Each::new(|event, _, clock| cells(event, &Names::default(), clock)))?;
         }
     }
 }
