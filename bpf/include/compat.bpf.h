@@ -18,7 +18,7 @@ static __always_inline u32 task_state(const bool typed, struct task_struct *task
 	return bpf_core_field_exists(task->__state) ? FIELD(task, __state) : (u32)FIELD(old, state);
 }
 
-/* 5.19 (7f203bc89eb6): cgroup.ancestor_ids[] became cgroup.ancestors[], of pointers. */
+/* 6.1 (7f203bc89eb6): cgroup.ancestor_ids[] became cgroup.ancestors[], of pointers. */
 struct cgroup___pre61 {
 	int level;
 	u64 ancestor_ids[];
