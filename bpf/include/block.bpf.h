@@ -78,11 +78,7 @@ struct {
 
 static __always_inline struct request *block_request(unsigned long long *ctx)
 {
-	struct request *rq = (void *)ctx[0];
-
-	if (block_after_queue)
-		rq = (void *)ctx[1];
-	return rq;
+	return (void *)(block_after_queue ? CTX_WORD(ctx, 1) : CTX_WORD(ctx, 0));
 }
 
 /* 5.17 (f3fa33acca9f): request.rq_disk went, as 5.15 (d152c682f03c) had added request_queue.disk. */
@@ -191,12 +187,10 @@ static __always_inline bool block_flushes_for(struct bio *bio)
 /* At block_getrq, where the owner is known at insertion: the task that submits is about to make the request. */
 static __always_inline void block_flush_made(unsigned long long *ctx)
 {
-	struct bio *bio = (void *)ctx[0];
+	struct bio *bio = (void *)(block_bio_after_queue ? CTX_WORD(ctx, 1) : CTX_WORD(ctx, 0));
 	struct block_state state;
 	u64 key;
 
-	if (block_bio_after_queue)
-		bio = (void *)ctx[1];
 	if (!block_flushes_for(bio) || (block_disk && block_disk_of_bio(bio) != block_disk))
 		return;
 	block_own(&state, bio);

@@ -43,4 +43,4 @@ static __always_inline u64 cgroup_ancestor_id(struct cgroup *cgroup, u32 level)
 }
 
 /* Levels of a hierarchy that are looked at; common::target refuses what lies deeper. */
-#define CGROUP_LEVELS 64
+#define CGROUP_LEVELS 32

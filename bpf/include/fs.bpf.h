@@ -277,8 +277,8 @@ static __always_inline int fs_getattr_begins(u32 op, void *first, void *second)
 	return fs_begins(op, BPF_CORE_READ(path, dentry, d_inode), path, 0);
 }
 
-/* Beginning and end of a function with so many arguments; the one in the sections is that of ext4. */
-#define FS_FUNCTION(name, op, function, arguments)                                                                     \
+/* Beginning and end of a function whose result is this word of the context; the one in the sections is that of ext4. */
+#define FS_FUNCTION(name, op, function, result)                                                                        \
 	SEC("?fentry/" #function) int fs_##name##_begin__fentry(u64 *ctx)                                              \
 	{                                                                                                              \
 		return fs_##name##_begins(op, (void *)ctx[0], (void *)ctx[1]);                                         \
@@ -289,15 +289,15 @@ static __always_inline int fs_getattr_begins(u32 op, void *first, void *second)
 	}                                                                                                              \
 	SEC("?fexit/" #function) int fs_##name##_end__fexit(u64 *ctx)                                                  \
 	{                                                                                                              \
-		return fs_ends(ctx, op, ctx[arguments]);                                                               \
+		return fs_ends(ctx, op, result);                                                                       \
 	}                                                                                                              \
 	SEC("?kretprobe/" #function) int fs_##name##_end__kretprobe(struct pt_regs *ctx)                               \
 	{                                                                                                              \
 		return UNPREEMPTED(fs_ends(ctx, op, PT_REGS_RC(ctx)));                                                 \
 	}
 
-FS_FUNCTION(read, FILE_READ, ext4_file_read_iter, 2)
-FS_FUNCTION(write, FILE_WRITE, ext4_file_write_iter, 2)
-FS_FUNCTION(open, FILE_OPEN, ext4_file_open, 2)
-FS_FUNCTION(sync, FILE_SYNC, ext4_sync_file, 4)
-FS_FUNCTION(getattr, FILE_GETATTR, ext4_file_getattr, (FS_GETATTR_HAS_MOUNT ? 5 : 4))
+FS_FUNCTION(read, FILE_READ, ext4_file_read_iter, CTX_WORD(ctx, 2))
+FS_FUNCTION(write, FILE_WRITE, ext4_file_write_iter, CTX_WORD(ctx, 2))
+FS_FUNCTION(open, FILE_OPEN, ext4_file_open, CTX_WORD(ctx, 2))
+FS_FUNCTION(sync, FILE_SYNC, ext4_sync_file, CTX_WORD(ctx, 4))
+FS_FUNCTION(getattr, FILE_GETATTR, ext4_file_getattr, FS_GETATTR_HAS_MOUNT ? CTX_WORD(ctx, 5) : CTX_WORD(ctx, 4))

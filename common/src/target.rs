@@ -30,7 +30,7 @@ const COMM_MAX: usize = 15;
 /// FILTER_IDS_EACH of filter.bpf.h.
 const IDS_EACH: u32 = 4096;
 /// CGROUP_LEVELS of compat.bpf.h.
-const CGROUP_LEVELS: u32 = 64;
+const CGROUP_LEVELS: u32 = 32;
 
 /// Whose events are wanted. Flattened into every tool's options; [`letters`] gives them their short forms.
 #[derive(Args, Clone, Debug, Default)]
