@@ -22,30 +22,10 @@ EXPORT_TYPE(offwaketime_waker);
 TASK_STATE(offwaketime_wakers, struct offwaketime_waker);
 
 struct offwaketime_key {
-	u64 user;
-	u64 kernel;
+	struct offcpu_key own;
 	struct offwaketime_waker waker;
-	u32 pid;
-	u32 tid;
-	u32 involuntary;
-	u32 at_start;
-	char comm[TASK_COMM_LEN];
 };
 EXPORT_TYPE(offwaketime_key);
-
-struct offwaketime_value {
-	u64 count;
-	u64 total_ns;
-	u64 max_ns;
-};
-EXPORT_TYPE(offwaketime_value);
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 40960);
-	__type(key, struct offwaketime_key);
-	__type(value, struct offwaketime_value);
-} offwaketime_times SEC(".maps");
 
 TRACEPOINT_HOOK(offwaketime_waking, sched_waking, struct task_struct *task)
 {
@@ -73,89 +53,20 @@ TRACEPOINT_HOOK(offwaketime_waking, sched_waking, struct task_struct *task)
 	return 0;
 }
 
-static __always_inline void add(const bool typed, struct task_struct *task, struct offcpu_left *left, u64 away_ns)
+static __always_inline void offwaketime_key_of(const bool typed, struct task_struct *task, struct offcpu_left *left,
+					       struct offwaketime_key *key)
 {
-	struct offwaketime_value *value, first = { .count = 1, .total_ns = away_ns, .max_ns = away_ns };
-	struct offwaketime_key key = {
-		.user = left->user,
-		.kernel = left->kernel,
-		.pid = FIELD(task, tgid),
-		.tid = FIELD(task, pid),
-		.involuntary = left->involuntary,
-		.at_start = left->at_start,
-	};
 	struct offwaketime_waker *waker;
 
-	bpf_core_read(&key.comm, sizeof(key.comm), &task->comm);
+	offcpu_key_of(typed, task, left, &key->own);
 	/* Whoever could have gone on needs nobody to be woken. */
-	if (!left->involuntary) {
-		waker = offwaketime_wakers_find(task);
-		if (waker && waker->known) {
-			key.waker = *waker;
-			waker->known = 0;
-		}
-	}
-	value = bpf_map_lookup_elem(&offwaketime_times, &key);
-	if (!value) {
-		if (!bpf_map_update_elem(&offwaketime_times, &key, &first, BPF_NOEXIST))
-			return;
-		value = bpf_map_lookup_elem(&offwaketime_times, &key);
-	}
-	if (!value) {
-		count_lost(LOST_KEY);
+	if (left->involuntary)
 		return;
+	waker = offwaketime_wakers_find(task);
+	if (waker && waker->known) {
+		key->waker = *waker;
+		waker->known = 0;
 	}
-	atomic_add(&value->count, 1);
-	atomic_add(&value->total_ns, away_ns);
-	if (away_ns > READ_ONCE(value->max_ns))
-		WRITE_ONCE(value->max_ns, away_ns);
 }
 
-TRACEPOINT_HOOK(offwaketime_leave, sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
-{
-	offcpu_leave(typed, ctx, preempt, prev);
-	return 0;
-}
-
-/* At the end of __schedule(): current has come back, or never went. */
-TRACEPOINT_HOOK(offwaketime_return, sched_exit_tp, bool is_switch)
-{
-	struct task_struct *task = current_task();
-	struct offcpu_left *left;
-	u64 away_ns;
-
-	if (!is_switch)
-		return 0;
-	left = offcpu_left_find(task);
-	if (!left)
-		left = offcpu_away_at_start(typed, task);
-	if (!left)
-		return 0;
-	away_ns = offcpu_time_away(left);
-	if (!away_ns)
-		return 0;
-	offcpu_walk(ctx, left);
-	add(typed, task, left, away_ns);
-	return 0;
-}
-
-/* Both at once, where there is no such hook: current is still `prev`. */
-TRACEPOINT_HOOK(offwaketime_switch, sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
-{
-	struct offcpu_left *left = offcpu_leave(typed, ctx, preempt, prev);
-	u64 away_ns;
-
-	if (left)
-		offcpu_walk(ctx, left);
-	if (!FIELD(next, pid))
-		return 0;
-	left = offcpu_left_find(next);
-	if (!left)
-		left = offcpu_away_at_start(typed, next);
-	if (!left)
-		return 0;
-	away_ns = offcpu_time_away(left);
-	if (away_ns)
-		add(typed, next, left, away_ns);
-	return 0;
-}
+OFFCPU_TIMES(offwaketime, struct offwaketime_key, offwaketime_key_of)

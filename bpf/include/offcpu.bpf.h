@@ -114,6 +114,12 @@ static __always_inline struct offcpu_left *offcpu_away_at_start(const bool typed
 	return left;
 }
 
+/* The entry of a task that is back, if it was away. */
+static __always_inline struct offcpu_left *offcpu_left_of(const bool typed, struct task_struct *task)
+{
+	return offcpu_left_find(task) ?: offcpu_away_at_start(typed, task);
+}
+
 /* How long `task`, which is back, was away; 0 where that is not of interest. */
 static __always_inline u64 offcpu_time_away(struct offcpu_left *left)
 {
@@ -137,3 +143,110 @@ static __always_inline void offcpu_walk(void *ctx, struct offcpu_left *left)
 	if (want_kernel)
 		left->kernel = stack_id(ctx, false);
 }
+
+/* What all tools of these times tell apart. */
+struct offcpu_key {
+	u64 user;
+	u64 kernel;
+	u32 pid;
+	u32 tid;
+	u32 involuntary;
+	u32 at_start;
+	char comm[TASK_COMM_LEN];
+};
+EXPORT_TYPE(offcpu_key);
+
+struct offcpu_value {
+	u64 count;
+	u64 total_ns;
+	u64 max_ns;
+};
+EXPORT_TYPE(offcpu_value);
+
+static __always_inline void offcpu_key_of(const bool typed, struct task_struct *task, struct offcpu_left *left,
+					  struct offcpu_key *key)
+{
+	key->user = left->user;
+	key->kernel = left->kernel;
+	key->pid = FIELD(task, tgid);
+	key->tid = FIELD(task, pid);
+	key->involuntary = left->involuntary;
+	key->at_start = left->at_start;
+	bpf_core_read(&key->comm, sizeof(key->comm), &task->comm);
+}
+
+static __always_inline void offcpu_add(void *times, const void *key, u64 away_ns)
+{
+	struct offcpu_value *value = bpf_map_lookup_elem(times, key);
+	struct offcpu_value first = { .count = 1, .total_ns = away_ns, .max_ns = away_ns };
+
+	if (!value) {
+		if (!bpf_map_update_elem(times, key, &first, BPF_NOEXIST))
+			return;
+		value = bpf_map_lookup_elem(times, key);
+	}
+	if (!value) {
+		count_lost(LOST_KEY);
+		return;
+	}
+	atomic_add(&value->count, 1);
+	atomic_add(&value->total_ns, away_ns);
+	if (away_ns > READ_ONCE(value->max_ns))
+		WRITE_ONCE(value->max_ns, away_ns);
+}
+
+/*
+ * The table and the hooks of a tool that sums these times up by a key, which key_of(typed, task, left, key) makes:
+ *
+ * - name_return at the end of __schedule(): current has come back, or never went; with name_leave before it.
+ * - name_switch, both at once, where there is no such hook: current is still `prev`.
+ */
+#define OFFCPU_TIMES(name, key_type, key_of)                                                                           \
+	struct {                                                                                                       \
+		__uint(type, BPF_MAP_TYPE_HASH);                                                                       \
+		__uint(max_entries, 40960);                                                                            \
+		__type(key, key_type);                                                                                 \
+		__type(value, struct offcpu_value);                                                                    \
+	} name##_times SEC(".maps");                                                                                   \
+                                                                                                                       \
+	static __always_inline void name##_add(const bool typed, struct task_struct *task, struct offcpu_left *left,   \
+					       u64 away_ns)                                                            \
+	{                                                                                                              \
+		key_type key = {};                                                                                     \
+                                                                                                                       \
+		key_of(typed, task, left, &key);                                                                       \
+		offcpu_add(&name##_times, &key, away_ns);                                                              \
+	}                                                                                                              \
+                                                                                                                       \
+	TRACEPOINT_HOOK(name##_leave, sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)  \
+	{                                                                                                              \
+		offcpu_leave(typed, ctx, preempt, prev);                                                               \
+		return 0;                                                                                              \
+	}                                                                                                              \
+                                                                                                                       \
+	TRACEPOINT_HOOK(name##_return, sched_exit_tp, bool is_switch)                                                  \
+	{                                                                                                              \
+		struct task_struct *task = current_task();                                                             \
+		struct offcpu_left *left = is_switch ? offcpu_left_of(typed, task) : NULL;                             \
+		u64 away_ns = left ? offcpu_time_away(left) : 0;                                                       \
+                                                                                                                       \
+		if (!away_ns)                                                                                          \
+			return 0;                                                                                      \
+		offcpu_walk(ctx, left);                                                                                \
+		name##_add(typed, task, left, away_ns);                                                                \
+		return 0;                                                                                              \
+	}                                                                                                              \
+                                                                                                                       \
+	TRACEPOINT_HOOK(name##_switch, sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next) \
+	{                                                                                                              \
+		struct offcpu_left *left = offcpu_leave(typed, ctx, preempt, prev);                                    \
+		u64 away_ns;                                                                                           \
+                                                                                                                       \
+		if (left)                                                                                              \
+			offcpu_walk(ctx, left);                                                                        \
+		left = FIELD(next, pid) ? offcpu_left_of(typed, next) : NULL;                                          \
+		away_ns = left ? offcpu_time_away(left) : 0;                                                           \
+		if (away_ns)                                                                                           \
+			name##_add(typed, next, left, away_ns);                                                        \
+		return 0;                                                                                              \
+	}

@@ -1,7 +1,8 @@
 //! What this kernel and these privileges offer, found by asking for the thing itself and never by a version number.
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -10,6 +11,7 @@ use libbpf_rs::MapType;
 
 use crate::cgroup;
 use crate::fault::unsupported;
+use crate::load::NOTHING;
 
 /// Where the kernel publishes its own types.
 pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -348,14 +350,52 @@ pub fn explain_refusal(errno: i32) -> &'static str {
         libc::ENOMEM => "not enough memory",
         libc::E2BIG => "too large for this kernel's verifier",
         libc::ENOENT | libc::ESRCH => "not there on this kernel",
+        ENOTSUPP => "the kernel's compiler of BPF programs fails at it",
         _ => "failed",
     }
+}
+
+/// What the kernel says of a loaded program.
+pub fn program_info(program: BorrowedFd<'_>) -> Option<libbpf_sys::bpf_prog_info> {
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut size = size_of::<libbpf_sys::bpf_prog_info>() as u32;
+    // SAFETY: `info` is a zeroed struct of `size` bytes that the kernel fills.
+    let status =
+        unsafe { libbpf_sys::bpf_obj_get_info_by_fd(program.as_raw_fd(), (&raw mut info).cast(), &raw mut size) };
+    (status == 0).then_some(info)
+}
+
+/// Whether the kernel compiles BPF programs (`net.core.bpf_jit_enable`, which not everybody may read), and does not
+/// interpret them.
+pub fn compiles_programs() -> bool {
+    let mut load =
+        libbpf_sys::bpf_prog_load_opts { sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as _, ..Default::default() };
+    // SAFETY: the instructions are there for the length given, and the licence is a string; nothing else is passed.
+    let fd = unsafe {
+        libbpf_sys::bpf_prog_load(
+            libbpf_sys::BPF_PROG_TYPE_SOCKET_FILTER,
+            std::ptr::null(),
+            c"Dual BSD/GPL".as_ptr(),
+            NOTHING.as_ptr(),
+            NOTHING.len() as _,
+            &raw mut load,
+        )
+    };
+    if fd < 0 {
+        return false;
+    }
+    // SAFETY: it was just opened, and nobody else has it.
+    let program = unsafe { OwnedFd::from_raw_fd(fd) };
+    program_info(program.as_fd()).is_some_and(|info| info.jited_prog_len > 0)
 }
 
 /// The build id of the running kernel.
 pub fn build_id() -> Option<Vec<u8>> {
     note(&fs::read("/sys/kernel/notes").ok()?, b"GNU\0", NT_GNU_BUILD_ID).map(<[u8]>::to_vec)
 }
+
+/// include/linux/errno.h
+const ENOTSUPP: i32 = 524;
 
 /// include/uapi/linux/elf.h
 const NT_GNU_BUILD_ID: u32 = 3;

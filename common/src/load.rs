@@ -6,6 +6,7 @@
 use std::cell::{LazyCell, RefCell};
 use std::ffi::{CString, OsStr};
 use std::mem::{MaybeUninit, size_of};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -349,6 +350,7 @@ impl Loader {
         let excerpt = self.excerpt.take().map(|excerpt| excerpt.fill(&self.btf, object)).transpose()?;
         let skel = open.load().map_err(|error| self.explain(&error))?;
         drop((excerpt, models));
+        refuse_interpreted(skel.object())?;
         target.fill(skel.object())?;
         plan.degraded = self.degraded.take();
         let subjects = Subjects::of(skel.object(), &target.wish)?;
@@ -566,6 +568,23 @@ impl Loader {
             format!("the kernel does not load {what}: {} ({error}; more with -v)", kernel::explain_refusal(errno));
         // What the verifier finds wrong is a defect of ours, not something that the kernel lacks.
         if matches!(errno, libc::EACCES | libc::E2BIG) { anyhow!(message) } else { unsupported(message) }
+    }
+}
+
+/// Refuse programs that the kernel would interpret because its compiler failed at them, which happens to one layout of jumps
+/// in many (`bpf_jit: fatal error` in the kernel's log). Since 6.10 lookups in per-CPU maps are expanded in a way that
+/// only compiled programs can run (7bdbf7446305): interpreted, one writes to a wrong address, and the kernel dies.
+/// Where nothing is compiled at all, nothing is expanded either.
+fn refuse_interpreted(object: &libbpf_rs::Object) -> Result<()> {
+    let is_interpreted = |program: &libbpf_rs::Program<'_>| {
+        program.autoload() && kernel::program_info(program.as_fd()).is_some_and(|info| info.jited_prog_len == 0)
+    };
+    match object.progs().find(is_interpreted) {
+        Some(program) if kernel::compiles_programs() => Err(unsupported(format!(
+            "the kernel's compiler of BPF programs fails at {}, and what it would do instead is not safe: try another --hook",
+            program.name().to_string_lossy()
+        ))),
+        _ => Ok(()),
     }
 }
 

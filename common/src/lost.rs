@@ -1,11 +1,11 @@
 //! What happened but is not in the report: the counters of `core.bpf.h` and the kernel's own.
 
-use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use libbpf_rs::{MapCore, MapFlags, Object, ProgramMut};
 use serde::Serialize;
 
+use crate::kernel;
 use crate::schema::{Field, Kind};
 
 /// Counts of what was lost, by reason. Serialises to the `lost` object of the JSON output.
@@ -105,13 +105,7 @@ fn recursion_misses(program: &ProgramMut<'_>) -> u64 {
     if !program.autoload() {
         return 0;
     }
-    let mut info = libbpf_sys::bpf_prog_info::default();
-    let mut size = size_of::<libbpf_sys::bpf_prog_info>() as u32;
-    // SAFETY: `info` is a zeroed struct of `size` bytes that the kernel fills.
-    let status = unsafe {
-        libbpf_sys::bpf_obj_get_info_by_fd(program.as_fd().as_raw_fd(), (&raw mut info).cast(), &raw mut size)
-    };
-    if status == 0 { info.recursion_misses } else { 0 }
+    kernel::program_info(program.as_fd()).map_or(0, |info| info.recursion_misses)
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use std::mem::size_of;
 use std::os::fd::RawFd;
 
+use libbpf_rs::Link;
+
 use crate::kernel::Btf;
 use crate::load::NOTHING;
 
@@ -55,4 +57,19 @@ pub fn has_multi(btf: &Btf) -> bool {
         }
         made == -libc::EINVAL
     }
+}
+
+/// How many threads wait for probes to go: a machine has no use for as many as there can be functions.
+const DETACHERS: usize = 16;
+
+/// Let go of all probes at once: the kernel takes a while over each link, in which it only waits.
+pub fn detach(links: Vec<Link>) {
+    let each = links.len().div_ceil(DETACHERS).max(1);
+    let mut links = links.into_iter().peekable();
+    std::thread::scope(|scope| {
+        while links.peek().is_some() {
+            let some: Vec<Link> = links.by_ref().take(each).collect();
+            scope.spawn(move || drop(some));
+        }
+    });
 }

@@ -349,7 +349,7 @@ impl Report for View<'_> {
     fn ended(&mut self) -> Result<()> {
         let links = std::mem::take(&mut self.attacher.links);
         let missed: u64 = links.iter().map(kprobe::missed).sum();
-        detach(links);
+        uprobe::detach(links);
         if missed > 0 {
             warn(format_args!("{missed} entries or returns were missed by the kernel's probes"));
         }
@@ -370,21 +370,6 @@ impl Report for View<'_> {
         Ok(())
     }
 }
-
-/// Let go of all probes at once: the kernel takes a while over each link, in which it only waits.
-fn detach(links: Vec<Link>) {
-    // A machine has no use for as many threads as there can be functions.
-    let each = links.len().div_ceil(DETACHERS).max(1);
-    let mut links = links.into_iter().peekable();
-    std::thread::scope(|scope| {
-        while links.peek().is_some() {
-            let some: Vec<Link> = links.by_ref().take(each).collect();
-            scope.spawn(move || drop(some));
-        }
-    });
-}
-
-const DETACHERS: usize = 16;
 
 /// Run the tool.
 ///

@@ -315,8 +315,7 @@ pub fn run(args: Args) -> Result<()> {
     const KEPT: &[privilege::Capability] = &[privilege::PERFMON, privilege::SYS_PTRACE, privilege::DAC_READ_SEARCH];
     let run = Run { interval: Some(LOOK), keeps: Some(KEPT), ..Run::default() };
     loaded.run(&run, &mut view)?;
-    // The kernel takes a while over each link, in which it only waits.
-    std::thread::scope(|scope| view.links.drain(..).for_each(|link| drop(scope.spawn(move || drop(link)))));
+    uprobe::detach(view.links);
     Ok(())
 }
 

@@ -555,15 +555,6 @@ fn attach(skel: &MemleakSkel<'_>, pid: u32, found: &Found) -> Result<Vec<Link>> 
     links.map_err(|error| unsupported(format!("the kernel refuses to probe {}: {error:#}", found.name.display())))
 }
 
-/// Let go of all probes at once: the kernel takes a while over each link, in which it only waits.
-fn detach(links: Vec<Link>) {
-    std::thread::scope(|scope| {
-        for link in links {
-            scope.spawn(move || drop(link));
-        }
-    });
-}
-
 /// Whether a function's return tells anything.
 fn returns(function: &Function<memleak_call>) -> bool {
     !is_aside(function) && !matches!(function.tag, memleak_call::MEMLEAK_FREE | memleak_call::MEMLEAK_UNMAP)
@@ -765,7 +756,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut run = Run { keeps: None, ..Run::from(&args.interval) };
     run.interval = run.interval.or(Some(std::time::Duration::from_secs(5)));
     loaded.run_with(&run, &mut view, until.as_ref().map(AsFd::as_fd), |_| Ok(Vec::new()))?;
-    detach(std::mem::take(&mut view.links));
+    uprobe::detach(std::mem::take(&mut view.links));
     if held && view.generation() == 0 {
         bail!("the command did not run");
     }

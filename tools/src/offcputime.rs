@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::Result;
-use bpf::offcputime::types::{offcpu_left, offcputime_key, offcputime_value};
+use bpf::offcputime::types::{offcpu_key, offcpu_left, offcpu_value};
 use bpf::offcputime::{OffcputimeSkel, OffcputimeSkelBuilder};
 use clap::Parser;
 use common::cli::{self, Output, Tool};
@@ -229,8 +229,8 @@ impl View<'_> {
 
     /// The times that ended while we traced.
     fn came_back(&self) -> Result<Vec<Time>> {
-        let times = table::read::<offcputime_key, offcputime_value>(&self.skel.maps.offcputime_times)?;
-        let time = |(key, value): (offcputime_key, offcputime_value)| {
+        let times = table::read::<offcpu_key, offcpu_value>(&self.skel.maps.offcputime_times)?;
+        let time = |(key, value): (offcpu_key, offcpu_value)| {
             let mut time = Time {
                 pid: key.pid,
                 tid: key.tid,

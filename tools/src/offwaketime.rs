@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use anyhow::Result;
-use bpf::offwaketime::types::{interrupt_context, offwaketime_key, offwaketime_value};
+use bpf::offwaketime::types::{interrupt_context, offcpu_value, offwaketime_key};
 use bpf::offwaketime::{OffwaketimeSkel, OffwaketimeSkelBuilder};
 use clap::Parser;
 use common::cli::{self, Output, Tool};
@@ -132,7 +132,7 @@ impl View<'_> {
         let (name, task) = match from {
             Some("task") => (comm.to_string().replace(' ', "_"), format!("{comm} ({})", key.waker.tid)),
             Some(interrupt) => (format!("[{interrupt}]"), format!("[{interrupt}]")),
-            None if key.involuntary != 0 => Default::default(),
+            None if key.own.involuntary != 0 => Default::default(),
             None => ("[unknown]".into(), "[unknown]".into()),
         };
         let user = || if is_task { self.stacks.stack(key.waker.user) } else { Stack::default() };
@@ -140,16 +140,17 @@ impl View<'_> {
         (Waker { name, task, stacked: self.args.report.stacked(user, kernel) }, from)
     }
 
-    fn entry(&self, key: &offwaketime_key, value: &offwaketime_value) -> Entry {
-        let comm = Text::from_c(&key.comm);
+    fn entry(&self, key: &offwaketime_key, value: &offcpu_value) -> Entry {
+        let comm = Text::from_c(&key.own.comm);
         let (waker, from) = self.waker(key);
         let of_task = |cell: Cell<'static>| if from == Some("task") { cell } else { Cell::Unknown };
-        let mut stacked = self.args.report.stacked(|| self.stacks.stack(key.user), || self.stacks.stack(key.kernel));
+        let mut stacked =
+            self.args.report.stacked(|| self.stacks.stack(key.own.user), || self.stacks.stack(key.own.kernel));
         stacked.waker = Some(Box::new(waker));
         Entry {
             cells: vec![
-                Cell::Uint(key.pid.into()),
-                Cell::Uint(key.tid.into()),
+                Cell::Uint(key.own.pid.into()),
+                Cell::Uint(key.own.tid.into()),
                 Cell::Text(comm.clone()),
                 of_task(Cell::Uint(key.waker.pid.into())),
                 of_task(Cell::Uint(key.waker.tid.into())),
@@ -158,11 +159,11 @@ impl View<'_> {
                 Cell::Uint(value.count),
                 Cell::Uint(value.total_ns),
                 Cell::Uint(value.max_ns),
-                Cell::Flag("[preempted]", key.involuntary != 0),
-                Cell::Flag("[blocked at start]", key.at_start != 0),
+                Cell::Flag("[preempted]", key.own.involuntary != 0),
+                Cell::Flag("[blocked at start]", key.own.at_start != 0),
             ],
             roots: vec![comm.to_string().replace(' ', "_")],
-            task: format!("{comm} ({})", key.tid),
+            task: format!("{comm} ({})", key.own.tid),
             stacked,
             values: vec![value.count, value.total_ns],
         }
@@ -202,9 +203,9 @@ impl Report for View<'_> {
 
     fn interval(&mut self) -> Result<()> {
         self.report.measured();
-        let mut times = table::read::<offwaketime_key, offwaketime_value>(&self.skel.maps.offwaketime_times)?;
+        let mut times = table::read::<offwaketime_key, offcpu_value>(&self.skel.maps.offwaketime_times)?;
         times.sort_by_key(|(_, value)| std::cmp::Reverse(value.total_ns));
-        let ids = times.iter().flat_map(|(key, _)| [key.user, key.kernel, key.waker.user, key.waker.kernel]);
+        let ids = times.iter().flat_map(|(key, _)| [key.own.user, key.own.kernel, key.waker.user, key.waker.kernel]);
         self.stacks.resolve(ids);
         let entries = times.iter().map(|(key, value)| self.entry(key, value)).collect();
         self.report.print(&mut self.out, entries, serde_json::Map::new())
