@@ -81,13 +81,13 @@ TRACEPOINT_HOOK(opensnoop_exit, sys_exit, struct pt_regs *regs, long ret)
 		flags = mode;
 		mode = SYSCALL_ARG(regs, 4);
 	}
-	if (nr == NR_creat) {
-		mode = flags;
-		flags = O_ACCMODE_CREAT;
-	} else if (nr == NR_openat2) {
+	if (nr == NR_openat2) {
 		bpf_probe_read_user(&how, sizeof(how), (void *)flags);
 		flags = how.flags;
 		mode = how.mode;
+	} else if (nr == NR_creat) {
+		mode = flags;
+		flags = O_ACCMODE_CREAT;
 	}
 	if (wanted_flags && !(flags & wanted_flags))
 		return 0;
