@@ -255,7 +255,11 @@ const FIELDS: &[Field] = &[
     Field::new("event", Kind::Text, "what is counted: cycles, or cpu-clock"),
     Field::new("frequency_hz", Kind::Count, "samples a second on each CPU, as asked for").or_null(),
     Field::new("period", Kind::Count, "events from one sample to the next, with -c").or_null(),
-    Field::new("samples_taken", Kind::Count, "samples of all tasks, those that the options leave out too; not of the tool itself while it reads the names of kernel functions"),
+    Field::new(
+        "samples_taken",
+        Kind::Count,
+        "samples of all tasks, those that the options leave out too; not of the tool itself while it reads the names of kernel functions",
+    ),
     Field::new("throttled", Kind::Count, "how often the kernel stopped sampling for a while").or_null(),
 ];
 /// The objects that it writes as JSON.
