@@ -128,11 +128,18 @@ static void *work(void *unused)
 #define HUNDRED(n) TEN(n##0) TEN(n##1) TEN(n##2) TEN(n##3) TEN(n##4) TEN(n##5) TEN(n##6) TEN(n##7) TEN(n##8) TEN(n##9)
 HUNDRED(1)
 HUNDRED(2)
-HUNDRED(3) HUNDRED(4) HUNDRED(5) HUNDRED(6) HUNDRED(7) HUNDRED(8) HUNDRED(9) HUNDRED(0)
+HUNDRED(3)
+HUNDRED(4)
+HUNDRED(5)
+HUNDRED(6)
+HUNDRED(7)
+HUNDRED(8)
+HUNDRED(9)
+HUNDRED(0)
 #undef ONE
 #define ONE(n) many_##n,
-    static int (*const many[])(int) = { HUNDRED(1) HUNDRED(2) HUNDRED(3) HUNDRED(4) HUNDRED(5) HUNDRED(6) HUNDRED(7)
-					    HUNDRED(8) HUNDRED(9) HUNDRED(0) };
+static int (*const many[])(int) = { HUNDRED(1) HUNDRED(2) HUNDRED(3) HUNDRED(4) HUNDRED(5) HUNDRED(6) HUNDRED(7)
+					HUNDRED(8) HUNDRED(9) HUNDRED(0) };
 
 int main(int argc, char **argv)
 {
