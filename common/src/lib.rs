@@ -3,6 +3,9 @@
 //! A tool declares its options and hooks, hands them to [`load`], and gives [`session`] an object that is told of
 //! events and intervals; what it says goes out through [`out`], which alone escapes text of the traced system.
 
+// It panics where nobody reads.
+#![warn(clippy::print_stdout)]
+
 pub mod app;
 pub mod cgroup;
 pub mod child;

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
 use std::time::Duration;
 
@@ -319,7 +319,7 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
 
     /// Say what was chosen, and end the tool.
     fn print_plan(&self) -> Result<()> {
-        println!("{}", serde_json::to_string(&self.plan).context("cannot write the plan")?);
+        writeln!(io::stdout(), "{}", serde_json::to_string(&self.plan)?).context("cannot write the plan")?;
         Err(Done.into())
     }
 
@@ -438,7 +438,7 @@ impl Waiter {
         }
         add(progress.as_fd(), EpollFlags::EPOLLIN, Wake::Progress).context("cannot wait for a timer")?;
         // With no flags set, only an error is told: that the reader of a pipe has gone. A file is refused, and cannot go.
-        let _ = add(std::io::stdout().as_fd(), EpollFlags::empty(), Wake::Closed);
+        let _ = add(io::stdout().as_fd(), EpollFlags::empty(), Wake::Closed);
         if let Some(fd) = until {
             add(fd, EpollFlags::EPOLLIN, Wake::Until).context("cannot wait for the process")?;
         }

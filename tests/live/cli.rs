@@ -158,29 +158,35 @@ fn a_closed_pipe_ends_it_quietly() -> Outcome {
             "" => String::new(),
             least => format!("-i 0.2 {least}"),
         };
-        let mut child = Command::new(binary(tool))
-            .args(arguments.split_whitespace())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        drop(child.stdout.take());
-        let begin = Instant::now();
-        let status = loop {
-            if let Some(status) = child.try_wait()? {
-                break status;
-            }
-            check!(begin.elapsed() < tests::PATIENCE, "{tool} goes on without a reader");
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        let mut stderr = String::new();
-        child.stderr.take().ok_or("no stderr")?.read_to_string(&mut stderr)?;
-        if status.code() == Some(3) {
-            return Err(Stop::Skip(stderr));
-        }
-        // A sampler without a cycle counter says so.
-        let words: Vec<&str> = stderr.lines().filter(|line| !line.ends_with("sampling by ns of CPU clock")).collect();
-        check_eq!((status.code(), words), (Some(0), vec![]), "{tool}");
+        ends_without_a_reader(tool, &arguments)?;
     }
+    // What ends by itself, too.
+    [("syscount", "-l"), ("opensnoop", "--plan load"), ("corescope", "doctor opensnoop"), ("opensnoop", "--help")]
+        .into_iter()
+        .try_for_each(|(tool, arguments)| ends_without_a_reader(tool, arguments))
+}
+
+fn ends_without_a_reader(tool: &str, arguments: &str) -> Outcome {
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let mut child =
+        Command::new(binary(tool)).args(arguments.split_whitespace()).stdout(writer).stderr(Stdio::piped()).spawn()?;
+    let begin = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        check!(begin.elapsed() < tests::PATIENCE, "{tool} goes on without a reader");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let mut stderr = String::new();
+    child.stderr.take().ok_or("no stderr")?.read_to_string(&mut stderr)?;
+    if status.code() == Some(3) {
+        return Err(Stop::Skip(stderr));
+    }
+    // A sampler without a cycle counter says so.
+    let words: Vec<&str> = stderr.lines().filter(|line| !line.ends_with("sampling by ns of CPU clock")).collect();
+    check_eq!((status.code(), words), (Some(0), vec![]), "{tool} {arguments}");
     Ok(())
 }
 

@@ -1,5 +1,8 @@
 //! The tools of corescope, one module each, and the registry that lists them.
 
+// It panics where nobody reads.
+#![warn(clippy::print_stdout)]
+
 /// Declare the modules of the tools and the one list of them; behind a tool, in parentheses, what it cannot be called
 /// without, and in brackets arguments that make it use other hooks or parts of the kernel.
 macro_rules! registry {

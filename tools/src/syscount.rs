@@ -1,6 +1,7 @@
 //! syscount: which system calls are made, by whom, and how long they take.
 
 use std::cmp::Reverse;
+use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
@@ -210,14 +211,16 @@ impl Report for View<'_> {
     }
 }
 
-/// Print the names of all calls, those of 32-bit programs that others do not have at the end.
-fn list() {
+/// Print the names of all calls, those of 32-bit programs that others do not have at the end, and end the tool.
+fn list() -> Result<()> {
+    let mut out = io::stdout().lock();
     for call in Wide::iter() {
-        println!("{:3}: {}", call.id(), call.name());
+        writeln!(out, "{:3}: {}", call.id(), call.name())?;
     }
     for call in Narrow::iter().filter(|call| call.name().parse::<Wide>().is_err()) {
-        println!("{:3}: {} (32-bit)", call.id(), call.name());
+        writeln!(out, "{:3}: {} (32-bit)", call.id(), call.name())?;
     }
+    Err(Done.into())
 }
 
 /// The objects that it writes as JSON.
@@ -231,8 +234,7 @@ pub fn records() -> Vec<Record> {
 /// As [`common::fault`] classifies them.
 pub fn run(args: Args) -> Result<()> {
     if args.list {
-        list();
-        return Err(Done.into());
+        return list();
     }
     if args.milliseconds && !args.latency {
         return Err(usage("-m is of use with -L only"));
