@@ -101,7 +101,8 @@ class Bench:
         return found
 
     def rejected(self, calibration_ns):
-        """What each filter costs a rejected event, in ns: the least of some runs, in turn with those that it is held against."""
+        """What each filter costs a rejected event, in ns: the median of some rounds, in each of which it is held against a run
+        without. Each run loads the program anew, and where it comes to lie makes some ns."""
         with empty_cgroups() as cgroup, idle_process() as other:
             values = {"{self}": str(os.getpid()), "{other}": str(other), "{cgroup}": cgroup or ""}
 
@@ -117,13 +118,14 @@ class Bench:
                 (event_ns(cases.UNINTERESTING), {title: event_ns(args) for title, args in filters.items()})
                 for _ in range(2 * self.rounds + 2)
             ]
-        least = lambda values: None if None in values else min(values)
-        base = least([base for base, _ in rounds])
-        rejected = {title: least([costs[title] for _, costs in rounds]) for title in filters}
-        return {
-            title: {"base_ns": base, "added_ns": cost - base}
-            for title, cost in rejected.items() if None not in (base, cost)
-        }
+        found = {}
+        for title in filters:
+            pairs = [(base, costs[title]) for base, costs in rounds if None not in (base, costs[title])]
+            if pairs:
+                found[title] = {
+                    "base_ns": median([base for base, _ in pairs]), "added_ns": median([cost - base for base, cost in pairs]),
+                }
+        return found
 
     def life(self, command, args, occasion):
         """ms to where it is attached, to the first row and to its end, peak KiB, map memory."""
