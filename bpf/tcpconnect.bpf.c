@@ -24,9 +24,7 @@ const volatile bool tcpconnect_by_local_port = false;
 
 TALLY(tcpconnect, struct inet_ends, u64);
 
-#define ETH_P_IP   0x0800
-#define ETH_P_IPV6 0x86dd
-#define DNS_PORT   53
+#define DNS_PORT 53
 
 /* What a name server answered: a record of the stream that begins with what no time can be. What is asked over UDP fits
  * 1232 bytes (the size that resolvers allow since 2020), or is asked again over TCP. */

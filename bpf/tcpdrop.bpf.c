@@ -10,8 +10,6 @@
 #include "sockowner.bpf.h"
 #include "stack.bpf.h"
 
-#define ETH_P_IP    0x0800
-#define ETH_P_IPV6  0x86dd
 /* Headers between IPv6 and TCP: include/uapi/linux/in6.h, net/ipv6.h. */
 #define HOP_BY_HOP  0
 #define ROUTING	    43

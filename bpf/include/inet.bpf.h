@@ -4,6 +4,8 @@
 
 #include "core.bpf.h"
 
+#define ETH_P_IP       0x0800
+#define ETH_P_IPV6     0x86dd
 #define AF_INET	       2
 #define AF_INET6       10
 #define INET_PORTS_MAX 16

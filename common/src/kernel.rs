@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -11,7 +11,7 @@ use libbpf_rs::MapType;
 
 use crate::cgroup;
 use crate::fault::unsupported;
-use crate::load::NOTHING;
+use crate::load::{NOTHING, try_program};
 
 /// Where the kernel publishes its own types.
 pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -368,25 +368,8 @@ pub fn program_info(program: BorrowedFd<'_>) -> Option<libbpf_sys::bpf_prog_info
 /// Whether the kernel compiles BPF programs (`net.core.bpf_jit_enable`, which not everybody may read), and does not
 /// interpret them.
 pub fn compiles_programs() -> bool {
-    let mut load =
-        libbpf_sys::bpf_prog_load_opts { sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as _, ..Default::default() };
-    // SAFETY: the instructions are there for the length given, and the licence is a string; nothing else is passed.
-    let fd = unsafe {
-        libbpf_sys::bpf_prog_load(
-            libbpf_sys::BPF_PROG_TYPE_SOCKET_FILTER,
-            std::ptr::null(),
-            c"Dual BSD/GPL".as_ptr(),
-            NOTHING.as_ptr(),
-            NOTHING.len() as _,
-            &raw mut load,
-        )
-    };
-    if fd < 0 {
-        return false;
-    }
-    // SAFETY: it was just opened, and nobody else has it.
-    let program = unsafe { OwnedFd::from_raw_fd(fd) };
-    program_info(program.as_fd()).is_some_and(|info| info.jited_prog_len > 0)
+    try_program(libbpf_sys::BPF_PROG_TYPE_SOCKET_FILTER, &NOTHING, Default::default())
+        .is_ok_and(|program| program_info(program.as_fd()).is_some_and(|info| info.jited_prog_len > 0))
 }
 
 /// The build id of the running kernel.

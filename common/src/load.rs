@@ -6,7 +6,7 @@
 use std::cell::{LazyCell, RefCell};
 use std::ffi::{CString, OsStr};
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -631,18 +631,34 @@ fn has_address(id: u32) -> bool {
     let mut second = NOTHING[0];
     second.code = 0;
     let program = [load, second, NOTHING[0], NOTHING[1]];
-    // SAFETY: the instructions are there for the length given, and the licence is a string; nothing else is passed.
-    unsafe {
-        let fd = libbpf_sys::bpf_prog_load(
-            libbpf_sys::BPF_PROG_TYPE_RAW_TRACEPOINT,
+    try_program(libbpf_sys::BPF_PROG_TYPE_RAW_TRACEPOINT, &program, Default::default()).is_ok()
+}
+
+/// Load a program of these instructions, to learn something of the kernel; a negative error number where it refuses.
+pub(crate) fn try_program(
+    kind: libbpf_sys::bpf_prog_type,
+    instructions: &[libbpf_sys::bpf_insn],
+    options: libbpf_sys::bpf_prog_load_opts,
+) -> Result<OwnedFd, i32> {
+    let mut options =
+        libbpf_sys::bpf_prog_load_opts { sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as _, ..options };
+    // SAFETY: the instructions are there for the length given, the licence is a string, and the options, which live
+    // across the call, say their own size.
+    let program = unsafe {
+        libbpf_sys::bpf_prog_load(
+            kind,
             std::ptr::null(),
             c"Dual BSD/GPL".as_ptr(),
-            program.as_ptr(),
-            program.len() as _,
-            std::ptr::null_mut(),
-        );
-        fd >= 0 && libc::close(fd) == 0
+            instructions.as_ptr(),
+            instructions.len() as _,
+            &raw mut options,
+        )
+    };
+    if program < 0 {
+        return Err(program);
     }
+    // SAFETY: it was just opened, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(program) })
 }
 
 /// The address in interrupt.bpf.h, the code that loads it, and the knob that says that there is one.
@@ -703,25 +719,12 @@ fn probe_fentry(function: &str) -> Result<(), String> {
             return Err("no such function".into());
         }
         let options = libbpf_sys::bpf_prog_load_opts {
-            sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as _,
             expected_attach_type: libbpf_sys::BPF_TRACE_FENTRY,
             attach_btf_id: id as u32,
             ..Default::default()
         };
-        let license = c"Dual BSD/GPL";
-        let program = libbpf_sys::bpf_prog_load(
-            libbpf_sys::BPF_PROG_TYPE_TRACING,
-            c"probe".as_ptr(),
-            license.as_ptr(),
-            NOTHING.as_ptr(),
-            NOTHING.len() as _,
-            &raw const options as *mut _,
-        );
-        if program < 0 {
-            return Err(why(program));
-        }
-        let link = libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program);
-        libc::close(program);
+        let program = try_program(libbpf_sys::BPF_PROG_TYPE_TRACING, &NOTHING, options).map_err(why)?;
+        let link = libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program.as_raw_fd());
         if link < 0 {
             return Err(why(link));
         }

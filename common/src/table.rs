@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result};
-use libbpf_rs::{Map, MapCore, MapFlags, MapType, Object};
+use libbpf_rs::{Map, MapCore, MapFlags, MapType, Object, OpenObject};
 use nix::errno::Errno;
 use plain::Plain;
 
@@ -47,6 +47,18 @@ pub struct Tally<'m> {
 }
 
 impl<'m> Tally<'m> {
+    /// Have an object that is about to be loaded keep this tally only where it is wanted: its tables take time to make.
+    ///
+    /// # Errors
+    /// When the object is loaded already.
+    pub fn keep(object: &mut OpenObject, name: &str, wanted: bool) -> Result<()> {
+        let maps = ["current", "even", "odd"].map(|end| format!("{name}_{end}"));
+        for mut map in object.maps_mut().filter(|map| maps.iter().any(|full| map.name() == full.as_str())) {
+            map.set_autocreate(wanted)?;
+        }
+        Ok(())
+    }
+
     /// The tally that a loaded object keeps under this name.
     ///
     /// # Errors

@@ -1,12 +1,12 @@
 //! Probes of user space: what this kernel offers for them.
 
 use std::mem::size_of;
-use std::os::fd::RawFd;
+use std::os::fd::AsRawFd;
 
 use libbpf_rs::Link;
 
 use crate::kernel::Btf;
-use crate::load::NOTHING;
+use crate::load::{NOTHING, try_program};
 
 /// Whether many places can be probed with one link that follows all threads of one process.
 ///
@@ -17,25 +17,13 @@ pub fn has_multi(btf: &Btf) -> bool {
     if !btf.mentions("bpf_uprobe_multi_link") {
         return false;
     }
-    let load = libbpf_sys::bpf_prog_load_opts {
-        sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as _,
+    let options = libbpf_sys::bpf_prog_load_opts {
         expected_attach_type: libbpf_sys::BPF_TRACE_UPROBE_MULTI,
         ..Default::default()
     };
-    // SAFETY: the strings and the program live across the call; `load` says its own size.
-    let program: RawFd = unsafe {
-        libbpf_sys::bpf_prog_load(
-            libbpf_sys::BPF_PROG_TYPE_KPROBE,
-            c"probe".as_ptr(),
-            c"Dual BSD/GPL".as_ptr(),
-            NOTHING.as_ptr(),
-            NOTHING.len() as _,
-            &raw const load as *mut _,
-        )
-    };
-    if program < 0 {
+    let Ok(program) = try_program(libbpf_sys::BPF_PROG_TYPE_KPROBE, &NOTHING, options) else {
         return false;
-    }
+    };
     let offset: std::ffi::c_ulong = 0;
     let mut link = libbpf_sys::bpf_link_create_opts {
         sz: size_of::<libbpf_sys::bpf_link_create_opts>() as _,
@@ -48,10 +36,10 @@ pub fn has_multi(btf: &Btf) -> bool {
         pid: u32::MAX,
         ..Default::default()
     };
-    // SAFETY: the options and what they point to live across the call; both descriptors are closed here.
+    // SAFETY: the options and what they point to live across the call; what is made is closed here.
     unsafe {
-        let made = libbpf_sys::bpf_link_create(program, -1, libbpf_sys::BPF_TRACE_UPROBE_MULTI, &raw const link);
-        libc::close(program);
+        let made =
+            libbpf_sys::bpf_link_create(program.as_raw_fd(), -1, libbpf_sys::BPF_TRACE_UPROBE_MULTI, &raw const link);
         if made >= 0 {
             libc::close(made);
         }

@@ -19,7 +19,7 @@ use common::table::{Counters, Tally};
 use common::target::{Target, TargetArgs};
 use common::text::Text;
 use common::top::{Top, TopArgs};
-use libbpf_rs::skel::Skel;
+use libbpf_rs::skel::{OpenSkel, Skel};
 use nix::errno::Errno;
 
 /// Count system calls, by call or by process, of 64-bit and 32-bit programs
@@ -253,6 +253,7 @@ pub fn run(args: Args) -> Result<()> {
     for slot in args.syscall.iter().flat_map(|calls| &calls.0) {
         knobs.wanted_calls[*slot] = 1;
     }
+    Tally::keep(open.open_object_mut(), "syscount", args.process)?;
     let hooks: &[Hook] = match (args.latency, args.failures || args.errno.is_some()) {
         (true, _) => &[hook("syscount_enter"), hook("syscount_return")],
         (_, true) => &[hook("syscount_failed")],

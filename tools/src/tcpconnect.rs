@@ -271,11 +271,7 @@ pub fn run(args: Args) -> Result<()> {
     knobs.tcpconnect_failed_only = args.failed;
     knobs.tcpconnect_counts = args.count;
     knobs.tcpconnect_by_local_port = args.lport;
-    for mut map in open.open_object_mut().maps_mut() {
-        if ["tcpconnect_current", "tcpconnect_even", "tcpconnect_odd"].contains(&&*map.name().to_string_lossy()) {
-            map.set_autocreate(args.count)?;
-        }
-    }
+    Tally::keep(open.open_object_mut(), "tcpconnect", args.count)?;
     let mut hooks = vec![STATE, REPEAT];
     hooks.extend(args.failed.then_some([EXIT, DESTROY]).into_iter().flatten());
     hooks.extend(args.dns.then_some(ANSWERS));
