@@ -19,6 +19,7 @@ use crate::cli::{Tool, Transport};
 use crate::excerpt::Excerpt;
 use crate::fault::{unsupported, usage};
 use crate::kernel::{self, Btf};
+use crate::memory;
 use crate::out::warn;
 use crate::privilege;
 use crate::subject::Subjects;
@@ -348,6 +349,7 @@ impl Loader {
         let models = target.apply(object)?;
         target.wish.apply(object)?;
         let excerpt = self.excerpt.take().map(|excerpt| excerpt.fill(&self.btf, object)).transpose()?;
+        memory::give_back();
         let skel = open.load().map_err(|error| self.explain(&error))?;
         drop((excerpt, models));
         refuse_interpreted(skel.object())?;

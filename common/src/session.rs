@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::Skel;
-use libbpf_rs::{
-    Link, Map, MapCore, MapType, PerfBuffer, PerfBufferBuilder, ProgramMut, RingBuffer, RingBufferBuilder,
-};
+use libbpf_rs::{Link, Map, MapCore, MapType, PerfBuffer, PerfBufferBuilder, ProgramMut};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -22,9 +20,11 @@ use crate::cli::Step;
 use crate::fault::{Done, unsupported};
 use crate::load::{Chosen, Loaded};
 use crate::lost::Lost;
+use crate::memory;
 use crate::out::Out;
 use crate::privilege::{self, Capability};
 use crate::progress::{self, Progress, Tally};
+use crate::ring::Ring;
 
 /// How long events may wait in the buffer: at the beginning, while they come, and while none do.
 const DRAIN_FIRST: u16 = 2;
@@ -124,22 +124,17 @@ const WAKES: [Wake; 7] =
     [Wake::Closed, Wake::Signal, Wake::Interval, Wake::Deadline, Wake::Until, Wake::Progress, Wake::Events];
 
 enum Stream<'a> {
-    Ring(RingBuffer<'a>),
+    Ring(Ring<'a>),
     Perf(PerfBuffer<'a>),
 }
 
 impl Stream<'_> {
-    fn drain(&self) -> libbpf_rs::Result<()> {
+    /// What becomes readable when the kernel wakes the reader.
+    fn fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Ring(ring) => ring.consume(),
-            Self::Perf(buffer) => buffer.consume(),
-        }
-    }
-
-    fn fd(&self) -> i32 {
-        match self {
-            Self::Ring(ring) => ring.epoll_fd(),
-            Self::Perf(buffer) => buffer.epoll_fd(),
+            Self::Ring(ring) => ring.fd(),
+            // SAFETY: the buffer owns this descriptor.
+            Self::Perf(buffer) => unsafe { BorrowedFd::borrow_raw(buffer.epoll_fd()) },
         }
     }
 }
@@ -147,20 +142,15 @@ impl Stream<'_> {
 /// The tool's side of the stream, shared by the callback and the loop.
 struct Sink<'a> {
     report: &'a mut dyn Report,
+    /// What ended a callback that cannot say so itself.
     error: Option<anyhow::Error>,
     events: u64,
 }
 
 impl Sink<'_> {
-    fn event(&mut self, record: &[u8]) -> i32 {
+    fn event(&mut self, record: &[u8]) -> Result<()> {
         self.events += 1;
-        match self.report.event(record) {
-            Ok(()) => 0,
-            Err(error) => {
-                self.error = Some(error);
-                -1
-            }
-        }
+        self.report.event(record)
     }
 }
 
@@ -218,9 +208,9 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         let sink = RefCell::new(Sink { report, error: None, events: 0 });
         let events = self.skel.object().maps().find(|map| map.name() == "events" && is_stream(map));
         if events.is_some() {
-            give_back();
+            memory::give_back();
         }
-        let stream = events.as_ref().map(|map| self.stream(map, &sink)).transpose()?;
+        let mut stream = events.as_ref().map(|map| self.stream(map, &sink)).transpose()?;
         let mut child = self.target.borrow_mut().child.take();
         let until = until.map(|until| until.try_clone_to_owned()).transpose().context("cannot wait for the process")?;
         let until = match &child {
@@ -244,7 +234,7 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         }
         self.tell_ready()?;
         if stream.is_some() {
-            give_back();
+            memory::give_back();
         }
         if let Some(child) = &mut child {
             child.release()?;
@@ -257,10 +247,17 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         let mut timeout = stream.as_ref().map(|_| DRAIN_FIRST);
         loop {
             let wake = waiter.wait(timeout)?;
-            if let Some(stream) = &stream {
+            if let Some(stream) = &mut stream {
                 let before = sink.borrow().events;
-                drain(stream, &sink)?;
-                timeout = Some(if sink.borrow().events > before { DRAIN_BUSY } else { DRAIN_IDLE });
+                let more = drain(stream, &sink)?;
+                let some = sink.borrow().events > before;
+                timeout = Some(if more {
+                    0
+                } else if some {
+                    DRAIN_BUSY
+                } else {
+                    DRAIN_IDLE
+                });
             }
             match wake {
                 Wake::Timeout | Wake::Events => continue,
@@ -286,7 +283,7 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
         hurry();
         drop(progress);
         drop(links);
-        if let Some(stream) = &stream {
+        if let Some(stream) = &mut stream {
             drain(stream, &sink)?;
         }
         let mut sink = sink.borrow_mut();
@@ -304,17 +301,16 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
             let buffer = PerfBufferBuilder::new(map)
                 .pages(pages)
                 .sample_cb(|_, record| {
-                    if sink.borrow().error.is_none() {
-                        sink.borrow_mut().event(record);
+                    let mut sink = sink.borrow_mut();
+                    if sink.error.is_none() {
+                        sink.error = sink.event(record).err();
                     }
                 })
                 .build()
                 .context("cannot make the event buffer")?;
             return Ok(Stream::Perf(buffer));
         }
-        let mut builder = RingBufferBuilder::new();
-        builder.add(map, |record| sink.borrow_mut().event(record)).context("cannot make the event buffer")?;
-        Ok(Stream::Ring(builder.build().context("cannot make the event buffer")?))
+        Ok(Stream::Ring(Ring::of(map)?))
     }
 
     /// Say what was chosen, and end the tool.
@@ -349,40 +345,25 @@ fn pass_on(signals: &SignalFd, child: &mut Option<Child>) -> bool {
     true
 }
 
-/// Let go of memory that served only to load: what is free, and the pages of code, which come back from the page cache as
-/// they are needed. The event buffer, mapped next, then does not add to it.
-fn give_back() {
-    // SAFETY: the C library gives back what nobody has.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0);
-    }
-    // Only what is executable: of the rest, some holds what the dynamic linker wrote, and would be lost.
-    let code = |line: &str| {
-        let (range, rest) = line.split_once(' ')?;
-        let (start, end) = range.split_once('-')?;
-        let parse = |address| usize::from_str_radix(address, 16).ok();
-        (rest.starts_with("r-xp ") && rest.contains(" /")).then_some((parse(start)?, parse(end)?))
-    };
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    for (start, end) in maps.lines().filter_map(code) {
-        // SAFETY: pages of a private mapping of a file that cannot be written to: what is read again is the same.
-        unsafe { libc::madvise(std::ptr::without_provenance_mut(start), end - start, libc::MADV_DONTNEED) };
-    }
-}
-
 fn is_stream(map: &Map<'_>) -> bool {
     matches!(map.map_type(), MapType::RingBuf | MapType::PerfEventArray)
 }
 
-fn drain(stream: &Stream<'_>, sink: &RefCell<Sink<'_>>) -> Result<()> {
-    let result = stream.drain();
+/// Hand on what there is; whether more has come meanwhile.
+fn drain(stream: &mut Stream<'_>, sink: &RefCell<Sink<'_>>) -> Result<bool> {
+    let more = match stream {
+        Stream::Ring(ring) => ring.drain(|record| sink.borrow_mut().event(record))?,
+        Stream::Perf(buffer) => {
+            buffer.consume().map_err(|error| anyhow!("cannot read the event buffer: {error}"))?;
+            false
+        }
+    };
     let mut sink = sink.borrow_mut();
     if let Some(error) = sink.error.take() {
         return Err(error);
     }
-    result.map_err(|error| anyhow!("cannot read the event buffer: {error}"))?;
-    sink.report.out().flush()
+    sink.report.out().flush()?;
+    Ok(more)
 }
 
 /// Go before others, for the little that remains to be done once tracing has ended: where programs that never rest keep
@@ -424,10 +405,9 @@ impl Waiter {
         let add =
             |fd: BorrowedFd<'_>, flags: EpollFlags, wake: Wake| epoll.add(fd, EpollEvent::new(flags, wake as u64));
         if let Some(stream) = stream {
-            // SAFETY: the stream owns this descriptor and outlives the waiter.
-            let fd = unsafe { BorrowedFd::borrow_raw(stream.fd()) };
             // Edge-triggered: the drain that follows empties the buffer, whatever state the descriptor is left in.
-            add(fd, EpollFlags::EPOLLIN | EpollFlags::EPOLLET, Wake::Events).context("cannot wait for events")?;
+            add(stream.fd(), EpollFlags::EPOLLIN | EpollFlags::EPOLLET, Wake::Events)
+                .context("cannot wait for events")?;
         }
         add(signals.as_fd(), EpollFlags::EPOLLIN, Wake::Signal).context("cannot wait for signals")?;
         if run.interval.is_some() {

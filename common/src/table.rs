@@ -4,7 +4,8 @@ use std::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result};
-use libbpf_rs::{Map, MapCore, MapFlags, MapType, Object, OpenObject};
+use libbpf_rs::{Map, MapCore, MapFlags, MapHandle, MapType, Object, OpenObject};
+use libbpf_sys::bpf_map_create_opts;
 use nix::errno::Errno;
 use plain::Plain;
 
@@ -40,10 +41,11 @@ pub fn take<K: Plain + Default, V: Plain + Default>(map: &impl MapCore) -> Resul
 
 /// The user half of tally.bpf.h: totals of one interval at a time.
 pub struct Tally<'m> {
-    current: Map<'m>,
+    turn: Map<'m>,
     tables: [Map<'m>; 2],
     /// Which table the kernel now writes.
     written: usize,
+    programs: Running,
 }
 
 impl<'m> Tally<'m> {
@@ -52,7 +54,7 @@ impl<'m> Tally<'m> {
     /// # Errors
     /// When the object is loaded already.
     pub fn keep(object: &mut OpenObject, name: &str, wanted: bool) -> Result<()> {
-        let maps = ["current", "even", "odd"].map(|end| format!("{name}_{end}"));
+        let maps = ["turn", "even", "odd"].map(|end| format!("{name}_{end}"));
         for mut map in object.maps_mut().filter(|map| maps.iter().any(|full| map.name() == full.as_str())) {
             map.set_autocreate(wanted)?;
         }
@@ -69,7 +71,7 @@ impl<'m> Tally<'m> {
             let found = object.maps().find(|map| map.name() == full.as_str());
             found.with_context(|| format!("the object has no map {full}"))
         };
-        Ok(Self { current: map("current")?, tables: [map("even")?, map("odd")?], written: 0 })
+        Ok(Self { turn: map("turn")?, tables: [map("even")?, map("odd")?], written: 0, programs: Running::new()? })
     }
 
     /// What was counted since the last call.
@@ -79,9 +81,39 @@ impl<'m> Tally<'m> {
     pub fn take<K: Plain + Default, V: Plain + Default>(&mut self) -> Result<Vec<(K, V)>> {
         let former = self.written;
         self.written = 1 - former;
-        let next = self.tables[self.written].as_fd().as_raw_fd().to_ne_bytes();
-        self.current.update(&0u32.to_ne_bytes(), &next, MapFlags::ANY).context("cannot change the tables")?;
+        let turn = self.turn.update(&[0; 4], &(self.written as u32).to_ne_bytes(), MapFlags::ANY);
+        turn.context("cannot change the tables")?;
+        self.programs.end()?;
         take(&self.tables[former])
+    }
+}
+
+/// The BPF programs that run at some moment.
+struct Running {
+    outer: MapHandle,
+    inner: MapHandle,
+}
+
+impl Running {
+    fn new() -> Result<Self> {
+        let make = |kind, inner| {
+            let options = bpf_map_create_opts {
+                sz: size_of::<bpf_map_create_opts>() as _,
+                inner_map_fd: inner,
+                ..Default::default()
+            };
+            MapHandle::create(kind, Some("running"), 4, 4, 1, &options).context("cannot make a map")
+        };
+        let inner = make(MapType::Array, 0)?;
+        let outer = make(MapType::ArrayOfMaps, inner.as_fd().as_raw_fd() as u32)?;
+        Ok(Self { outer, inner })
+    }
+
+    /// Wait until those that run now have ended. Nothing says so but the update of a map of maps, which returns when no
+    /// program uses what was there before (`maybe_wait_bpf_programs()` of kernel/bpf/syscall.c).
+    fn end(&self) -> Result<()> {
+        let inner = self.inner.as_fd().as_raw_fd().to_ne_bytes();
+        self.outer.update(&[0; 4], &inner, MapFlags::ANY).context("cannot wait for the programs that run")
     }
 }
 
