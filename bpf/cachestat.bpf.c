@@ -80,31 +80,29 @@ static __always_inline u64 overlap(u64 low, u64 high, u64 first, u64 last)
 	return to > from ? to - from : 0;
 }
 
-static __always_inline bool is_of_device(const bool typed, struct address_space *mapping)
+static __always_inline bool is_of_device(struct address_space *mapping)
 {
-	struct inode *inode = FIELD(mapping, host);
-
-	return (FIELD(inode, i_mode) & S_IFMT) == S_IFBLK;
+	return (BPF_CORE_READ(mapping, host, i_mode) & S_IFMT) == S_IFBLK;
 }
 
 /* Pages of a block device count as metadata until it shows that they were meant. */
-static __always_inline void claim(const bool typed, struct address_space *mapping, u64 pages)
+static __always_inline void claim(struct address_space *mapping, u64 pages)
 {
 	struct cachestat_counts *sum = counts();
 
-	if (sum && pages && is_of_device(typed, mapping)) {
+	if (sum && pages && is_of_device(mapping)) {
 		sum->metadata -= pages;
 		sum->added += pages;
 	}
 }
 
-static __always_inline void miss(const bool typed, struct address_space *mapping, u64 pages)
+static __always_inline void miss(struct address_space *mapping, u64 pages)
 {
 	struct cachestat_counts *sum = counts();
 
 	if (sum && pages) {
 		sum->missed += pages;
-		claim(typed, mapping, pages);
+		claim(mapping, pages);
 	}
 }
 
@@ -123,8 +121,8 @@ static __always_inline u64 take_added(struct cachestat_task *task, u64 mapping, 
 }
 
 /* The pages `first` to `last` of a file are asked for, of which `pages` count. */
-static __always_inline void ask(const bool typed, struct cachestat_task *task, struct address_space *mapping, u64 first,
-				u64 last, u64 pages)
+static __always_inline void ask(struct cachestat_task *task, struct address_space *mapping, u64 first, u64 last,
+				u64 pages)
 {
 	struct cachestat_counts *sum = counts();
 
@@ -163,10 +161,10 @@ static __always_inline void read_range(const bool typed, struct address_space *m
 		task->is_fault = 0;
 		task->call = call;
 		task->end = end;
-		ask(typed, task, mapping, first, last, last - first + 1);
+		ask(task, mapping, first, last, last - first + 1);
 	}
 	if (task->added_call == call)
-		miss(typed, mapping, take_added(task, (u64)mapping, first, last));
+		miss(mapping, take_added(task, (u64)mapping, first, last));
 	task->added = 0;
 }
 
@@ -189,7 +187,7 @@ static __always_inline void fault_range(const bool typed, struct address_space *
 	}
 	task->is_fault = 1;
 	task->call = call;
-	ask(typed, task, mapping, first, last, 1);
+	ask(task, mapping, first, last, 1);
 }
 
 /* 5.16 (020853b6f5ea): the pages of the cache became folios; what they have in common lies where it did. */
@@ -245,7 +243,7 @@ static __always_inline void add(void *folio)
 
 	if (!sum || !mapping || !filter_wants_current())
 		return;
-	if (is_of_device(false, pages.mapping))
+	if (is_of_device(pages.mapping))
 		sum->metadata += pages.count;
 	else
 		sum->added += pages.count;
@@ -255,7 +253,7 @@ static __always_inline void add(void *folio)
 	if (task->mapping == mapping && task->call == call_of(false, current, task->is_fault)) {
 		missed = overlap(pages.index, high, task->first, task->last);
 		if (missed) {
-			miss(false, pages.mapping, missed);
+			miss(pages.mapping, missed);
 			return;
 		}
 	}
@@ -288,7 +286,7 @@ static __always_inline void dirty(void *folio)
 	created = take_added(task, (u64)pages.mapping, pages.index, pages.index + pages.count - 1);
 	if (created) {
 		sum->created += created;
-		claim(false, pages.mapping, created);
+		claim(pages.mapping, created);
 	}
 }
 
@@ -318,17 +316,14 @@ TRACEPOINT_HOOK(cachestat_get, mm_filemap_get_pages, struct address_space *mappi
 }
 
 /* Files of tmpfs are in the page cache, but nothing is brought there. */
-static __always_inline bool is_tmpfs(const bool typed, struct address_space *mapping)
+static __always_inline bool is_tmpfs(struct address_space *mapping)
 {
-	struct inode *inode = FIELD(mapping, host);
-	struct super_block *super = FIELD(inode, i_sb);
-
-	return FIELD(super, s_magic) == TMPFS_MAGIC;
+	return BPF_CORE_READ(mapping, host, i_sb, s_magic) == TMPFS_MAGIC;
 }
 
 TRACEPOINT_HOOK(cachestat_around, mm_filemap_map_pages, struct address_space *mapping, u64 first, u64 last)
 {
-	if (!is_tmpfs(typed, mapping))
+	if (!is_tmpfs(mapping))
 		fault_range(typed, mapping, first, last);
 	return 0;
 }
@@ -375,7 +370,7 @@ static __always_inline int fault_of(struct vm_fault *fault, u64 first, u64 last,
 
 	if (alone)
 		first = last = BPF_CORE_READ(fault, pgoff);
-	if (!is_tmpfs(false, mapping))
+	if (!is_tmpfs(mapping))
 		fault_range(false, mapping, first, last);
 	return 0;
 }

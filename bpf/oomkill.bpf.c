@@ -118,10 +118,12 @@ struct mem_cgroup___v1 {
  * The group whose limit the kill is for, of those that hold the victim. While the kernel looks for a victim in a group
  * and those below, all of them bear a mark (mem_cgroup_oom_trylock(); since 6.11 only with CONFIG_MEMCG_V1). One whose
  * limit was set to less than it uses (memory.max) does not, and is the only kind that uses more than its limit.
+ *
+ * A global function, so that what follows is verified once, and not for each level.
  */
-static __always_inline struct mem_cgroup *limited_group_of(struct mem_cgroup *group)
+__noinline u64 limited_group_of(u64 of)
 {
-	struct mem_cgroup *limited = NULL;
+	struct mem_cgroup *group = (void *)of, *limited = NULL;
 
 	for (int level = 0; level < CGROUP_LEVELS && group; level++) {
 		s64 used = BPF_CORE_READ(group, memory.usage.counter), most = BPF_CORE_READ(group, memory.max);
@@ -130,15 +132,15 @@ static __always_inline struct mem_cgroup *limited_group_of(struct mem_cgroup *gr
 			if (BPF_CORE_READ((struct mem_cgroup___v1 *)group, oom_lock))
 				limited = group;
 			else if (!limited && used > most)
-				return group;
+				return (u64)group;
 		} else if (used + 64 > most) {
 			/* Without the mark: what was not granted (up to 64 pages at a time) would have been too much.
 			 */
-			return group;
+			return (u64)group;
 		}
 		group = (void *)BPF_CORE_READ(group, css.parent);
 	}
-	return limited;
+	return (u64)limited;
 }
 
 /* Of an enum without a name in include/linux/mm_types_task.h. */
@@ -216,7 +218,7 @@ TRACEPOINT_HOOK(oomkill_victim, mark_victim)
 		limited = BPF_CORE_READ(cause, memcg);
 		event.total_pages = BPF_CORE_READ(cause, totalpages);
 	} else {
-		limited = limited_group_of(own);
+		limited = (void *)limited_group_of((u64)own);
 	}
 	event.in_cgroup = limited != NULL;
 	event.time_ns = bpf_ktime_get_ns();

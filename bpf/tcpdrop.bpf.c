@@ -66,22 +66,19 @@ static __always_inline u32 through_ipv4(void *head, u32 offset, struct inet_ends
 	return offset + (first & 15) * 4;
 }
 
-static __always_inline u32 through_ipv6(void *head, u32 offset, struct inet_ends *ends)
+/*
+ * Where the TCP header begins behind what lies between it and an IPv6 header: the first is of this kind, and begins at
+ * this offset to `head`. 0 where there is none. A global function, so that what follows is verified once, and not for
+ * each way through the headers.
+ */
+__noinline u32 behind_headers(u64 head, u32 offset, u32 next)
 {
-	struct ipv6hdr ip;
-	u8 next, header[4];
+	u8 header[4];
 
-	if (bpf_probe_read_kernel(&ip, sizeof(ip), head + offset) || *(u8 *)&ip >> 4 != 6)
-		return 0;
-	ends->family = AF_INET6;
-	__builtin_memcpy(ends->local, &ip.saddr, sizeof(ip.saddr));
-	__builtin_memcpy(ends->remote, &ip.daddr, sizeof(ip.daddr));
-	next = ip.nexthdr;
-	offset += sizeof(ip);
 	for (int i = 0; i < HEADERS_MAX && next != IPPROTO_TCP; i++) {
 		if (next != HOP_BY_HOP && next != ROUTING && next != FRAGMENT && next != OPTIONS)
 			return 0;
-		if (bpf_probe_read_kernel(&header, sizeof(header), head + offset))
+		if (bpf_probe_read_kernel(&header, sizeof(header), (void *)(head + offset)))
 			return 0;
 		if (next == FRAGMENT && (header[2] || header[3] & 0xf8))
 			return 0;
@@ -89,6 +86,18 @@ static __always_inline u32 through_ipv6(void *head, u32 offset, struct inet_ends
 		next = header[0];
 	}
 	return next == IPPROTO_TCP ? offset : 0;
+}
+
+static __always_inline u32 through_ipv6(void *head, u32 offset, struct inet_ends *ends)
+{
+	struct ipv6hdr ip;
+
+	if (bpf_probe_read_kernel(&ip, sizeof(ip), head + offset) || *(u8 *)&ip >> 4 != 6)
+		return 0;
+	ends->family = AF_INET6;
+	__builtin_memcpy(ends->local, &ip.saddr, sizeof(ip.saddr));
+	__builtin_memcpy(ends->remote, &ip.daddr, sizeof(ip.daddr));
+	return behind_headers((u64)head, offset + sizeof(ip), ip.nexthdr);
 }
 
 /* Whether it is a TCP packet that is wanted, and what its headers say. */

@@ -12,10 +12,14 @@
 
 #define SCRATCH_SLOTS 4
 
-/* Declare the slots of `struct record` and record##_claim() / record##_release(). */
+/*
+ * Declare the slots of `struct record`, record##_claim() and record##_release(), and record##_slot(), which is how a
+ * global function gets at a record: it cannot be handed a pointer (5.13).
+ */
 #define SCRATCH(record)                                                                                                \
 	struct record##_scratch {                                                                                      \
 		u64 claims;                                                                                            \
+		u64 slot;                                                                                              \
 		struct record data;                                                                                    \
 	};                                                                                                             \
 	struct {                                                                                                       \
@@ -34,12 +38,19 @@
 			if (!slot)                                                                                     \
 				return NULL;                                                                           \
 			atomic_add(&slot->claims, 1);                                                                  \
-			if (READ_ONCE(slot->claims) == 1)                                                              \
+			if (READ_ONCE(slot->claims) == 1) {                                                            \
+				slot->slot = i;                                                                        \
 				return &slot->data;                                                                    \
+			}                                                                                              \
 			atomic_add(&slot->claims, -1);                                                                 \
 		}                                                                                                      \
 		count_lost(LOST_SCRATCH);                                                                              \
 		return NULL;                                                                                           \
+	}                                                                                                              \
+                                                                                                                       \
+	static __always_inline __attribute__((unused)) u32 record##_slot(struct record *data)                          \
+	{                                                                                                              \
+		return container_of(data, struct record##_scratch, data)->slot;                                        \
 	}                                                                                                              \
                                                                                                                        \
 	static __always_inline void record##_release(struct record *data)                                              \

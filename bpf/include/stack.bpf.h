@@ -69,27 +69,41 @@ static __always_inline bool stack_space_is_new(const struct stack_walk_head *hea
 	return !bpf_map_update_elem(&stacks_seen, &id, &seen, BPF_NOEXIST);
 }
 
-/* Find or make the entry of a walked stack, and send its frames unless that was done. */
-static __always_inline u64 stack_intern(void *ctx, struct stack_walk *record, u32 size)
-{
-	u64 id = record->head.space ^ record->head.tgid, check = ~id;
-	struct stack_seen *seen = NULL, fresh = {};
-	u32 frames = FORGET(size / sizeof(u64));
-	bool known = false, now;
+/* What stack_find() says of the stack whose id it has written to the record. */
+enum stack_found {
+	STACK_KNOWN,  /* and was sent */
+	STACK_UNSENT, /* has an entry */
+	STACK_APART,  /* has no entry, for want of room */
+	STACK_ALIKE,  /* has no id of its own */
+};
 
-	record->head.frames = frames;
+/*
+ * Find or make the entry of a walked stack of so many frames, in this slot of the scratch memory.
+ *
+ * A global function: its loops are verified once for a program, and not again for each of its stacks and for each state
+ * in which the program may come by.
+ */
+__noinline u32 stack_find(u32 slot, u32 frames)
+{
+	struct stack_walk_scratch *scratch = bpf_map_lookup_elem(&stack_walk_slots, &slot);
+	struct stack_seen *seen = NULL, fresh = {};
+	struct stack_walk *record;
+	u64 id, check;
+
+	if (!scratch)
+		return STACK_ALIKE;
+	record = &scratch->data;
+	id = record->head.space ^ record->head.tgid;
+	check = ~id;
 #pragma clang loop unroll(disable)
 	for (u32 i = 0; i < STACK_FRAMES_MAX; i++) {
-		u64 ip;
-
 		if (i >= frames)
 			break;
-		ip = record->ips[i];
-		id = (id ^ ip) * 0x9e3779b97f4a7c15ULL;
-		id ^= id >> 32;
-		check = (check + ip) * 0xc2b2ae3d27d4eb4fULL;
-		check ^= check >> 29;
+		id = (id ^ record->ips[i]) * 0x9e3779b97f4a7c15ULL;
+		check = check * 0xc2b2ae3d27d4eb4fULL + id;
 	}
+	id ^= id >> 32;
+	check ^= check >> 29;
 	fresh.check = check;
 	record->head.check = check;
 #pragma clang loop unroll(disable)
@@ -103,27 +117,39 @@ static __always_inline u64 stack_intern(void *ctx, struct stack_walk *record, u3
 			bpf_map_update_elem(&stacks_seen, &record->head.id, &fresh, BPF_NOEXIST);
 			seen = bpf_map_lookup_elem(&stacks_seen, &record->head.id);
 		}
-		known = !seen || seen->check == check;
-		if (known)
-			break;
+		if (!seen)
+			return STACK_APART;
+		if (seen->check == check)
+			return seen->sent ? STACK_KNOWN : STACK_UNSENT;
 		id = (id ^ check) * 0x9e3779b97f4a7c15ULL;
 		id ^= id >> 29;
 	}
-	if (!known) {
+	return STACK_ALIKE;
+}
+
+/* The id of a walked stack, whose frames are sent unless that was done. */
+static __always_inline u64 stack_intern(void *ctx, struct stack_walk *record, u32 size)
+{
+	u32 frames = FORGET(size / sizeof(u64)), found;
+	struct stack_seen *seen;
+	bool now;
+
+	record->head.frames = frames;
+	found = stack_find(stack_walk_slot(record), frames);
+	if (found == STACK_ALIKE) {
 		count_lost(LOST_STACK);
 		return STACK_LOST;
 	}
-	id = record->head.id;
-	if (seen && seen->sent)
-		return id;
+	if (found == STACK_KNOWN)
+		return record->head.id;
 	now = record->head.space && stack_space_is_new(&record->head);
 	size = sizeof(record->head) + (record->head.frames * sizeof(u64) & (sizeof(record->ips) - 1));
 	/* No event is lost with its frames: the stack is sent again when it is met again. */
 	if (stream_try(ctx, record, size, now))
 		count_lost(LOST_STACK);
-	else if (seen)
+	else if (found == STACK_UNSENT && (seen = bpf_map_lookup_elem(&stacks_seen, &record->head.id)))
 		seen->sent = 1;
-	return id;
+	return record->head.id;
 }
 
 /*

@@ -84,16 +84,32 @@ impl Btf {
 
     /// The id of a function of the kernel by which programs call it; none where the types came from a file.
     pub fn function(&self, name: &str) -> Option<u32> {
-        let types = Types::of(self.bytes()).filter(|_| self.custom.is_none())?;
-        let name_offset = types.name_offset(name)?;
-        types.iter().find(|found| found.name_offset == name_offset && found.kind == BTF_FUNC).map(|found| found.id)
+        self.ids(&[(BTF_FUNC, name.to_owned())])[0]
     }
 
     /// The id of a variable that each CPU has one of; none where the types came from a file.
     pub fn variable(&self, name: &str) -> Option<u32> {
-        let types = Types::of(self.bytes()).filter(|_| self.custom.is_none())?;
-        let name_offset = types.name_offset(name)?;
-        types.iter().find(|found| found.name_offset == name_offset && found.kind == BTF_VAR).map(|found| found.id)
+        self.ids(&[(BTF_VAR, name.to_owned())])[0]
+    }
+
+    /// The ids of the first types of these kinds and names; none where the types came from a file.
+    pub(crate) fn ids(&self, wanted: &[(u32, String)]) -> Vec<Option<u32>> {
+        let mut ids = vec![None; wanted.len()];
+        let Some(types) = Types::of(self.bytes()).filter(|_| self.custom.is_none()) else { return ids };
+        let offset = |(index, (kind, name)): (usize, &(u32, String))| Some((types.name_offset(name)?, *kind, index));
+        let mut open: Vec<(u32, u32, usize)> = wanted.iter().enumerate().filter_map(offset).collect();
+        let mut all = types.iter();
+        while !open.is_empty() {
+            let Some(found) = all.next() else { break };
+            open.retain(|(name_offset, kind, index)| {
+                let is_it = found.name_offset == *name_offset && found.kind == *kind;
+                if is_it {
+                    ids[*index] = Some(found.id);
+                }
+                !is_it
+            });
+        }
+        ids
     }
 
     /// How many arguments the programs on a tracepoint get, or `None` when the kernel does not say.
@@ -157,8 +173,8 @@ pub(crate) const BTF_STRUCT: u32 = 4;
 pub(crate) const BTF_UNION: u32 = 5;
 pub(crate) const BTF_ENUM: u32 = 6;
 pub(crate) const BTF_FWD: u32 = 7;
-const BTF_TYPEDEF: u32 = 8;
-const BTF_FUNC: u32 = 12;
+pub(crate) const BTF_TYPEDEF: u32 = 8;
+pub(crate) const BTF_FUNC: u32 = 12;
 pub(crate) const BTF_FUNC_PROTO: u32 = 13;
 pub(crate) const BTF_FLOAT: u32 = 16;
 const BTF_VAR: u32 = 14;

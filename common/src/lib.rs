@@ -52,4 +52,5 @@ pub mod target;
 pub mod text;
 pub mod time;
 pub mod top;
+mod typed;
 pub mod uprobe;

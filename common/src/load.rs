@@ -24,6 +24,7 @@ use crate::out::warn;
 use crate::privilege;
 use crate::subject::Subjects;
 use crate::target::Target;
+use crate::typed;
 
 /// How a program can be hooked into the kernel, in the order of preference.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -200,6 +201,7 @@ impl Loader {
     /// Unsupported when the caller's capabilities or the kernel's type information do not suffice.
     pub fn new(tool: &Tool) -> Result<Self> {
         privilege::require()?;
+        typed::take_over();
         libbpf_rs::set_print(Some((
             if tool.verbose { PrintLevel::Debug } else { PrintLevel::Info },
             if tool.verbose { print_message } else { keep_message },
@@ -318,10 +320,17 @@ impl Loader {
             }
         }
         self.say(|| format!("programs: {}", programs.join(" ")));
+        let hooked = programs.iter().zip(&plan.hooks);
+        let typed: Vec<(&str, &str, &str)> = hooked
+            .map(|(program, chosen)| (program.as_str(), chosen.rung.as_str(), chosen.target.as_str()))
+            .filter(|(_, rung, _)| typed::is_typed(rung))
+            .collect();
+        let elsewhere = typed::note(&self.btf, &typed);
         for mut program in object.progs_mut() {
             let index = programs.iter().position(|name| program.name().to_str() == Some(name));
             program.set_autoload(index.is_some());
-            let chosen = index.map(|index| &plan.hooks[index]).filter(|chosen| chosen.rung.starts_with('f'));
+            let chosen = index.filter(|index| elsewhere.contains(&programs[*index].as_str()));
+            let chosen = chosen.map(|index| &plan.hooks[index]).filter(|chosen| chosen.rung.starts_with('f'));
             if let Some(Chosen { rung, target, .. }) = chosen {
                 let set = program.set_attach_target(0, Some(target.clone()));
                 set.map_err(|error| unsupported(format!("the kernel refuses the hook {rung}/{target}: {error}")))?;
@@ -444,11 +453,15 @@ impl Loader {
             Rung::TpBtf | Rung::RawTp if traced => Ok(()),
             Rung::TpBtf | Rung::RawTp => Err("no such tracepoint".into()),
             Rung::Tp => probe_tracefs(target),
-            Rung::Fentry | Rung::Fexit if self.btf.mentions(target) => probe_fentry(target),
+            Rung::Fentry | Rung::Fexit if self.btf.mentions(target) => probe_fentry(&self.btf, target),
             // What can be done with one function can be done with those of modules.
             Rung::Fentry | Rung::Fexit if kernel::modules_mention(target) => {
                 let may = kernel::may_load_types_of_modules();
-                if may { has_fentry() } else { Err("a function of a module, for which it takes CAP_SYS_ADMIN".into()) }
+                if may {
+                    has_fentry(&self.btf)
+                } else {
+                    Err("a function of a module, for which it takes CAP_SYS_ADMIN".into())
+                }
             }
             Rung::Fentry | Rung::Fexit => Err("no such function".into()),
             Rung::Kprobe | Rung::Kretprobe => probe_kprobe(target),
@@ -693,8 +706,8 @@ pub(crate) const NOTHING: [libbpf_sys::bpf_insn; 2] = {
 ///
 /// # Errors
 /// The reason.
-pub fn has_fentry() -> Result<(), String> {
-    probe_fentry(TRIED)
+pub fn has_fentry(btf: &Btf) -> Result<(), String> {
+    probe_fentry(btf, TRIED)
 }
 
 /// Whether probes can be placed in kernel functions, of which one is tried, or why not.
@@ -710,22 +723,19 @@ const TRIED: &str = "do_sys_openat2";
 
 /// Attach a program that does nothing to the function: hardened kernels refuse the load, some architectures the
 /// attachment.
-fn probe_fentry(function: &str) -> Result<(), String> {
-    let name = CString::new(function).map_err(|_| "bad name")?;
+fn probe_fentry(btf: &Btf, function: &str) -> Result<(), String> {
+    if btf.custom().is_some() {
+        return Err("needs the kernel's own BTF".into());
+    }
     let why = |errno: i32| kernel::explain_refusal(-errno).to_owned();
-    // SAFETY: plain system call wrappers on valid NUL-terminated strings and initialised options; the descriptors
-    // they return are closed here.
+    let options = libbpf_sys::bpf_prog_load_opts {
+        expected_attach_type: libbpf_sys::BPF_TRACE_FENTRY,
+        attach_btf_id: btf.function(function).ok_or("no such function")?,
+        ..Default::default()
+    };
+    let program = try_program(libbpf_sys::BPF_PROG_TYPE_TRACING, &NOTHING, options).map_err(why)?;
+    // SAFETY: a plain system call on a program that lives across it; the descriptor it returns is closed here.
     unsafe {
-        let id = libbpf_sys::libbpf_find_vmlinux_btf_id(name.as_ptr(), libbpf_sys::BPF_TRACE_FENTRY);
-        if id <= 0 {
-            return Err("no such function".into());
-        }
-        let options = libbpf_sys::bpf_prog_load_opts {
-            expected_attach_type: libbpf_sys::BPF_TRACE_FENTRY,
-            attach_btf_id: id as u32,
-            ..Default::default()
-        };
-        let program = try_program(libbpf_sys::BPF_PROG_TYPE_TRACING, &NOTHING, options).map_err(why)?;
         let link = libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program.as_raw_fd());
         if link < 0 {
             return Err(why(link));

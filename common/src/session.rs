@@ -25,6 +25,7 @@ use crate::out::Out;
 use crate::privilege::{self, Capability};
 use crate::progress::{self, Progress, Tally};
 use crate::ring::Ring;
+use crate::typed;
 
 /// How long events may wait in the buffer: at the beginning, while they come, and while none do.
 const DRAIN_FIRST: u16 = 2;
@@ -162,6 +163,7 @@ impl<'obj, S: Skel<'obj>> Loaded<S> {
     fn attach(&self, program: &ProgramMut<'_>, Chosen { rung, target, .. }: &Chosen) -> Result<Link> {
         let link = match rung.as_str() {
             "kprobe" | "kretprobe" => program.attach_kprobe(rung == "kretprobe", target),
+            _ if typed::is_typed(rung) => program.attach_trace(),
             _ => program.attach(),
         };
         link.map_err(|error| unsupported(format!("the kernel refuses the hook {rung}/{target}: {error}")))

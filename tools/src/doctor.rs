@@ -83,7 +83,7 @@ fn findings(btf: Option<&Path>) -> Vec<Finding> {
         finding("task_storage", yes_or_no(kernel::has_map(MapType::TaskStorage)), None),
         finding("tracefs", or_not_mounted(kernel::tracefs()), None),
         finding("kprobes", or_no(load::has_kprobes()), None),
-        finding("fentry", or_no(load::has_fentry()), None),
+        finding("fentry", or_no(types.as_ref().map_or(Err("no types".into()), load::has_fentry)), None),
         finding("uprobes_in_bulk", yes_or_no(has(uprobe::has_multi)), None),
         finding("uprobe_sessions", yes_or_no(has(|btf| btf.mentions("BPF_TRACE_UPROBE_SESSION"))), None),
         finding("cycle_counter", yes_or_no(sample::counts_cycles()), None),

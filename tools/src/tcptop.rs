@@ -23,7 +23,7 @@ use common::target::{Target, TargetArgs};
 use common::text::Text;
 use common::top::{Top, TopArgs};
 use libbpf_rs::skel::Skel;
-use libbpf_rs::{Iter, Link};
+use libbpf_rs::{Iter, IterOpts, Link};
 
 /// Show which processes and connections move the bytes over TCP
 #[derive(Parser)]
@@ -283,7 +283,8 @@ pub fn run(args: Args) -> Result<()> {
     let hooks = [hook("tcptop_state"), hook("tcptop_destroy"), hook("tcptop_sockets")];
     let loaded = loader.load(open, &hooks, target)?;
     let program = loaded.skel.object().progs_mut().find(|program| program.name() == "tcptop_sockets");
-    let sockets = program.context("no program")?.attach().context("cannot list open sockets")?;
+    let sockets = program.context("no program")?.attach_iter_with_opts(IterOpts::None);
+    let sockets = sockets.context("cannot list open sockets")?;
 
     let shown = |key: &str| !key.ends_with("_address") && !key.ends_with("_port");
     let widened = |column: &Column| match column.key {
