@@ -1,21 +1,21 @@
 //! Functions in ELF files, and where in them to probe.
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use object::elf::STT_FUNC;
-use object::read::elf::ElfFile64;
-use object::{
-    Endianness, FileKind, Object, ObjectSection, ObjectSegment, ObjectSymbol, ReadCache, ReadRef, SectionKind,
-    SymbolFlags,
-};
+use object::read::elf::{ElfFile64, SectionHeader, Sym};
+use object::{Endianness, FileKind, Object, ObjectSection, ObjectSegment, ReadCache, ReadRef, SectionKind};
 
 use crate::{proc, prologue};
 
 /// More code than any program has. A file can claim to have more than there is memory for.
 const CODE_MAX: u64 = 1 << 30;
+/// The same for names.
+const NAMES_MAX: u64 = 1 << 30;
 
 /// A function that a file defines.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -47,18 +47,28 @@ fn read<'data, T: Copy>(bytes: impl ReadRef<'data>, wanted: impl Fn(&str) -> Opt
     }
 }
 
-fn find<'data, T: Copy, O: Object<'data>>(file: &O, wanted: impl Fn(&str) -> Option<T>) -> Result<Vec<Function<T>>> {
+fn find<'data, T: Copy, R: ReadRef<'data>>(
+    file: &ElfFile64<'data, Endianness, R>,
+    wanted: impl Fn(&str) -> Option<T>,
+) -> Result<Vec<Function<T>>> {
     let mut found: BTreeMap<u64, (T, u64)> = BTreeMap::new();
-    for symbol in file.symbols().chain(file.dynamic_symbols()) {
-        // Of an indirect function the symbol is that of its resolver.
-        let is_function = matches!(symbol.flags(), SymbolFlags::Elf { st_info, .. } if st_info.st_type() == STT_FUNC);
-        if symbol.is_undefined() || !is_function || symbol.address() == 0 {
-            continue;
-        }
-        // A symbol table may write the version behind the name.
-        let name = symbol.name().unwrap_or_default().split('@').next().unwrap_or_default();
-        if let Some(tag) = wanted(name) {
-            found.entry(symbol.address()).or_insert((tag, symbol.size()));
+    let endian = file.endian();
+    for table in [file.elf_symbol_table(), file.elf_dynamic_symbol_table()] {
+        // All names at once: a ReadCache reads each by itself, and keeps it.
+        let section = file.elf_section_table().section(table.string_section());
+        let section = section.ok().filter(|section| section.sh_size(endian) <= NAMES_MAX);
+        let names = section.and_then(|section| section.data(endian, file.data()).ok()).unwrap_or_default();
+        for symbol in table.iter() {
+            // Of an indirect function the symbol is that of its resolver.
+            if symbol.is_undefined(endian) || symbol.st_type() != STT_FUNC || symbol.st_value(endian) == 0 {
+                continue;
+            }
+            let name = names.get(symbol.st_name(endian) as usize..).unwrap_or_default();
+            let name = CStr::from_bytes_until_nul(name).unwrap_or_default().to_str().unwrap_or_default();
+            // A symbol table may write the version behind the name.
+            if let Some(tag) = wanted(name.split('@').next().unwrap_or_default()) {
+                found.entry(symbol.st_value(endian)).or_insert((tag, symbol.st_size(endian)));
+            }
         }
     }
     let mut functions = Vec::new();

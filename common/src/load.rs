@@ -265,6 +265,7 @@ impl Loader {
         builder: B,
         storage: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<B::Output> {
+        memory::give_back();
         let excerpt = match self.btf.custom() {
             Some(_) => None,
             None => Some(Excerpt::new()?),
@@ -358,7 +359,6 @@ impl Loader {
         let models = target.apply(object)?;
         target.wish.apply(object)?;
         let excerpt = self.excerpt.take().map(|excerpt| excerpt.fill(&self.btf, object)).transpose()?;
-        memory::give_back();
         let skel = open.load().map_err(|error| self.explain(&error))?;
         drop((excerpt, models));
         refuse_interpreted(skel.object())?;

@@ -282,7 +282,7 @@ fn what_is_written_is_no_miss() -> Outcome {
 }
 
 fn no_interval_loses_a_page() -> Outcome {
-    const TURNS: u64 = 1000;
+    const TURNS: u64 = 3000;
     let scene = Scene::set("ext4")?;
     let file = scene.file("a", PAGES * PAGE)?;
     one_of_three(|| {
