@@ -146,19 +146,32 @@ impl StackReport {
         self.duration = self.begun.elapsed();
     }
 
-    /// Print entries, the largest first, with `about` for all of them in JSON, and keep them for the files.
+    /// Print entries, the largest first, with `about` for all of them in JSON, and keep them for the files where there are
+    /// any. There can be an entry for each thread of the machine: they are made one by one.
     ///
     /// # Errors
     /// When standard output cannot be written.
-    pub fn print(&mut self, out: &mut Out, mut entries: Vec<Entry>, about: Map<String, Value>) -> Result<()> {
-        entries.iter_mut().for_each(|entry| self.regroup(entry));
+    pub fn print(
+        &mut self,
+        out: &mut Out,
+        entries: impl Iterator<Item = Entry>,
+        about: Map<String, Value>,
+    ) -> Result<()> {
+        let mut kept = Vec::new();
+        let entries = entries.map(|mut entry| {
+            self.regroup(&mut entry);
+            if self.has_files() {
+                kept.push(entry.clone());
+            }
+            entry
+        });
         match self.output.format() {
-            Format::Json => self.json(out, &entries, about),
-            Format::Csv => self.csv(out, &entries)?,
-            Format::Text if self.folded => self.folded(out, &entries),
-            Format::Text => self.text(out, &entries),
+            Format::Json => self.json(out, entries, about),
+            Format::Csv => self.csv(out, entries)?,
+            Format::Text if self.folded => self.folded(out, entries),
+            Format::Text => self.text(out, entries),
         }
-        self.keep(entries);
+        self.kept = kept;
         Ok(())
     }
 
@@ -218,15 +231,15 @@ impl StackReport {
         entry.values[self.shape.drawn]
     }
 
-    fn text(&self, out: &mut Out, entries: &[Entry]) {
-        let blocks = entries.iter().map(|entry| {
+    fn text(&self, out: &mut Out, entries: impl Iterator<Item = Entry>) {
+        let blocks = entries.map(|entry| {
             let lines = entry.stacked.lines(self.style, self.delimited);
             let mut marks: String = entry.marks().map(|mark| format!(" {mark}")).collect();
-            for (column, cell) in self.said(entry) {
+            for (column, cell) in self.said(&entry) {
                 marks += &format!(" {}={cell}", column.key);
             }
             let sign = if entry.stacked.known_waker().is_some() { "target:" } else { "-" };
-            (format!("{lines}    {sign:<16} {}{marks}\n", entry.task), self.drawn(entry))
+            (format!("{lines}    {sign:<16} {}{marks}\n", entry.task), self.drawn(&entry))
         });
         for (block, value) in stack::merge(blocks) {
             out.text(format!("{block}        {}\n\n", value / self.shape.divisor));
@@ -234,14 +247,14 @@ impl StackReport {
     }
 
     /// Print one line a stack.
-    pub fn folded(&self, out: &mut Out, entries: &[Entry]) {
-        let lines = entries.iter().map(|entry| (entry.folded(self.style, self.delimited), self.drawn(entry)));
+    pub fn folded(&self, out: &mut Out, entries: impl Iterator<Item = Entry>) {
+        let lines = entries.map(|entry| (entry.folded(self.style, self.delimited), self.drawn(&entry)));
         for (line, value) in stack::merge(lines) {
             out.text(format!("{line} {}\n", value / self.shape.divisor));
         }
     }
 
-    fn csv(&self, out: &mut Out, entries: &[Entry]) -> Result<()> {
+    fn csv(&self, out: &mut Out, entries: impl Iterator<Item = Entry>) -> Result<()> {
         let asked = self.subjects.iter().flat_map(|subjects| subjects.show().iter().map(|asked| asked.column()));
         let columns: Vec<Column> = self.shape.columns.iter().copied().chain(asked).chain([STACK]).collect();
         let mut rows = Rows::new(&columns, |_| true);
@@ -249,19 +262,19 @@ impl StackReport {
         for entry in entries {
             let frames = entry.stacked.folded(self.style, self.delimited);
             let mut cells = entry.cells.clone();
-            cells.extend(self.said(entry).into_iter().map(|(_, cell)| cell));
+            cells.extend(self.said(&entry).into_iter().map(|(_, cell)| cell));
             cells.push(Cell::Str(frames.trim_start_matches(';')));
             rows.row(out, &cells)?;
         }
         Ok(())
     }
 
-    fn json(&self, out: &mut Out, entries: &[Entry], mut about: Map<String, Value>) {
-        let object = |entry: &Entry| {
+    fn json(&self, out: &mut Out, entries: impl Iterator<Item = Entry>, mut about: Map<String, Value>) {
+        let object = |entry: Entry| {
             let fields = self.shape.columns.iter().zip(&entry.cells);
             let mut object: Map<String, Value> =
                 fields.map(|(column, cell)| (column.key.to_owned(), cell.value())).collect();
-            let said = self.said(entry).into_iter().map(|(column, cell)| (column.key.to_owned(), cell.value()));
+            let said = self.said(&entry).into_iter().map(|(column, cell)| (column.key.to_owned(), cell.value()));
             object.extend(said);
             if let Some(by) = self.subjects.as_ref().and_then(Subjects::by) {
                 object.insert(by.key().into(), json!(entry.task));
@@ -277,7 +290,7 @@ impl StackReport {
             Value::Object(object)
         };
         about.insert("time_unix_ns".into(), json!(time::unix_now_ns()));
-        about.insert("stacks".into(), entries.iter().map(object).collect());
+        about.insert("stacks".into(), entries.map(object).collect());
         out.json(&Value::Object(about));
     }
 }

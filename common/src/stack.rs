@@ -150,7 +150,7 @@ pub const FRAME_FIELDS: &[Field] = &[
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Stack {
     /// Its frames; none for a stack that there is not, such as the user stack of a kernel thread.
-    pub frames: Vec<Frame>,
+    pub frames: Rc<[Frame]>,
     /// There was a stack, but it could not be walked, or its frames did not reach us.
     pub lost: bool,
 }
@@ -255,7 +255,7 @@ impl Stacked {
             if stack.lost {
                 let _ = writeln!(lines, "    {missed}");
             }
-            for frame in &stack.frames {
+            for frame in &*stack.frames {
                 let _ = writeln!(lines, "    {}", frame.label(style));
             }
         }
@@ -446,7 +446,7 @@ impl Stacks {
             return Stack::default();
         }
         let Some(walked) = self.walked.get(&id).filter(|walked| id != LOST && !walked.lost) else {
-            return Stack { frames: Vec::new(), lost: true };
+            return Stack { frames: Rc::default(), lost: true };
         };
         let kernel = walked.space.is_none();
         let frames = walked.lookups().map(|(address, lookup)| Frame {
@@ -466,7 +466,7 @@ impl Stacks {
             let own = frames.iter().take_while(|frame| is_tracer(frame)).count();
             frames.drain(..own);
         }
-        Stack { frames, lost: false }
+        Stack { frames: frames.into(), lost: false }
     }
 }
 
@@ -559,7 +559,8 @@ mod tests {
         assert_eq!(both.folded(plain, true), ";main;read: x;-;sys_read;vfs_read");
         let annotated = Style { annotate: true, offsets: true, addresses: false };
         assert_eq!(both.folded(annotated, false), ";main+0x1f;read: x+0x1f;sys_read+0x1f_[k];vfs_read+0x1f_[k]");
-        let lost = Stacked { user: Some(Stack { frames: vec![], lost: true }), kernel: stack(&[], true), waker: None };
+        let lost =
+            Stacked { user: Some(Stack { frames: [].into(), lost: true }), kernel: stack(&[], true), waker: None };
         assert_eq!(lost.lines(plain, true), "    [Missed User Stack]\n");
         assert_eq!(folded_name(&Text::new(&b"a b;c"[..])), "a_b:c");
     }

@@ -312,7 +312,7 @@ impl Report for View<'_> {
             self.owner = self.owner();
             let entries: Vec<Entry> = sorted.iter().map(|(id, outstanding)| self.entry(*id, outstanding)).collect();
             if self.args.exports.folded && self.out.format() == Format::Text {
-                self.report.folded(&mut self.out, &entries);
+                self.report.folded(&mut self.out, entries.iter().cloned());
                 self.report.keep(entries);
                 return Ok(());
             }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -117,7 +118,7 @@ struct Time {
     user: u64,
     kernel: u64,
     /// The kernel stack where it has no id, because the kernel told it by name.
-    kernel_frames: Option<Vec<Frame>>,
+    kernel_frames: Option<Rc<[Frame]>>,
     count: u64,
     total_ns: u64,
     max_ns: u64,
@@ -136,13 +137,15 @@ struct View<'a> {
     walked_early: bool,
     /// With that, where each thread was that was away when tracing began: nobody walked its stack as it left.
     at_start: HashMap<u32, Place>,
+    /// The kernel stacks that /proc told, each once: most threads that sleep do so in a few places.
+    told: HashMap<Vec<(String, u64)>, Rc<[Frame]>>,
     chooser: Chooser,
 }
 
 /// Where a thread was as /proc tells it: all of its kernel stack, and of its user stack the innermost frame.
 struct Place {
     user: u64,
-    kernel_frames: Option<Vec<Frame>>,
+    kernel_frames: Option<Rc<[Frame]>>,
 }
 
 impl Report for View<'_> {
@@ -189,7 +192,7 @@ impl Report for View<'_> {
         times.extend(self.came_back()?);
         times.sort_by_key(|time| std::cmp::Reverse(time.total_ns));
         self.stacks.resolve(times.iter().flat_map(|time| [time.user, time.kernel]));
-        let entries = times.iter().map(|time| self.entry(time)).collect();
+        let entries = times.into_iter().map(|time| entry(self.args, &self.stacks, &time));
         self.report.print(&mut self.out, entries, serde_json::Map::new())
     }
 }
@@ -214,16 +217,24 @@ impl View<'_> {
 
     /// Where a thread is.
     fn place(&mut self, thread: Thread, is_kernel: bool) -> Place {
-        let frame = |(name, offset): (String, u64)| Frame {
+        let frame = |(name, offset): &(String, u64)| Frame {
             address: 0,
-            symbol: Some(Symbol { name: name.into(), offset }),
+            symbol: Some(Symbol { name: name.as_str().into(), offset: *offset }),
             module: None,
             kernel: true,
         };
+        let told = &mut self.told;
         let add = |address| self.stacks.add_user(thread.pid, address);
         Place {
             user: if is_kernel { 0 } else { thread.user_address().map_or(stack::LOST, add) },
-            kernel_frames: thread.kernel_stack().map(|names| names.into_iter().map(frame).collect()),
+            kernel_frames: thread.kernel_stack().map(|names| {
+                let known = told.get(&names).cloned();
+                known.unwrap_or_else(|| {
+                    let frames: Rc<[Frame]> = names.iter().map(frame).collect();
+                    told.insert(names, frames.clone());
+                    frames
+                })
+            }),
         }
     }
 
@@ -331,28 +342,28 @@ impl View<'_> {
         }
         Some(time)
     }
+}
 
-    fn entry(&self, time: &Time) -> Entry {
-        let kernel = || match &time.kernel_frames {
-            Some(frames) => Stack { frames: frames.clone(), lost: false },
-            None => self.stacks.stack(time.kernel),
-        };
-        let mut cells = vec![
-            Cell::Uint(time.pid.into()),
-            Cell::Uint(time.tid.into()),
-            Cell::Text(time.comm.clone()),
-            Cell::Uint(time.count),
-            Cell::Uint(time.total_ns),
-            Cell::Uint(time.max_ns),
-        ];
-        cells.extend(time.marks.cells());
-        Entry {
-            cells,
-            roots: vec![time.comm.to_string().replace(' ', "_")],
-            task: format!("{} ({})", time.comm, time.tid),
-            stacked: self.args.report.stacked(|| self.stacks.stack(time.user), kernel),
-            values: vec![time.count, time.total_ns],
-        }
+fn entry(args: &Args, stacks: &Stacks, time: &Time) -> Entry {
+    let kernel = || match &time.kernel_frames {
+        Some(frames) => Stack { frames: frames.clone(), lost: false },
+        None => stacks.stack(time.kernel),
+    };
+    let mut cells = vec![
+        Cell::Uint(time.pid.into()),
+        Cell::Uint(time.tid.into()),
+        Cell::Text(time.comm.clone()),
+        Cell::Uint(time.count),
+        Cell::Uint(time.total_ns),
+        Cell::Uint(time.max_ns),
+    ];
+    cells.extend(time.marks.cells());
+    Entry {
+        cells,
+        roots: vec![time.comm.to_string().replace(' ', "_")],
+        task: format!("{} ({})", time.comm, time.tid),
+        stacked: args.report.stacked(|| stacks.stack(time.user), kernel),
+        values: vec![time.count, time.total_ns],
     }
 }
 
@@ -448,6 +459,7 @@ pub fn run(args: Args) -> Result<()> {
         walked_early,
         chooser,
         at_start: HashMap::new(),
+        told: HashMap::new(),
     };
     loaded.run(&Run { duration: args.duration, report: true, keeps: Some(KEEPS), ..Run::default() }, &mut view)
 }

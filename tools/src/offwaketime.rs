@@ -109,7 +109,7 @@ fn cut(mut stack: Stack) -> Stack {
     let found =
         stack.frames.iter().position(|frame| frame.symbol.as_ref().is_some_and(|symbol| is_entry(&symbol.name)));
     if let Some(at) = found {
-        stack.frames.truncate(at + 1);
+        stack.frames = stack.frames[..=at].into();
     }
     stack
 }
@@ -207,8 +207,8 @@ impl Report for View<'_> {
         times.sort_by_key(|(_, value)| std::cmp::Reverse(value.total_ns));
         let ids = times.iter().flat_map(|(key, _)| [key.own.user, key.own.kernel, key.waker.user, key.waker.kernel]);
         self.stacks.resolve(ids);
-        let entries = times.iter().map(|(key, value)| self.entry(key, value)).collect();
-        self.report.print(&mut self.out, entries, serde_json::Map::new())
+        let entries: Vec<_> = times.iter().map(|(key, value)| self.entry(key, value)).collect();
+        self.report.print(&mut self.out, entries.into_iter(), serde_json::Map::new())
     }
 }
 

@@ -148,7 +148,7 @@ impl Report for View<'_> {
                 "profile: the kernel suspended sampling {throttled} times to save time: lower -F, or raise -c"
             ));
         }
-        let entries = counts.iter().map(|count| self.entry(count)).collect();
+        let entries: Vec<_> = counts.iter().map(|count| self.entry(count)).collect();
         let about = [
             ("event", json!(self.clock.name())),
             ("frequency_hz", json!(self.args.count.is_none().then_some(self.args.hertz()))),
@@ -157,7 +157,7 @@ impl Report for View<'_> {
             ("throttled", json!(throttled)),
         ];
         let about = about.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
-        self.report.print(&mut self.out, entries, about)
+        self.report.print(&mut self.out, entries.into_iter(), about)
     }
 
     fn ended(&mut self) -> Result<()> {

@@ -198,7 +198,8 @@ pub fn run(args: Args) -> Result<()> {
     knobs.tcpdrop_has_socket = arguments > 3;
     knobs.tcpdrop_all = args.all;
     knobs.tcpdrop_netns = netns.unwrap_or(0);
-    let number = |name| loader.btf().enumerator(name).unwrap_or(u32::MAX);
+    let numbers = loader.btf().enumerators(&[], |name| name == "skb_drop_reason");
+    let number = |name: &str| numbers.iter().find(|(_, known)| known == name).map_or(u32::MAX, |(number, _)| *number);
     knobs.tcpdrop_unspecified = number("SKB_DROP_REASON_NOT_SPECIFIED");
     knobs.tcpdrop_purged = number("SKB_DROP_REASON_QUEUE_PURGE");
     knobs.tcpdrop_consumed = number("SKB_CONSUMED");

@@ -399,7 +399,7 @@ pub(crate) mod tests {
     /// An entry with these user frames, innermost first, below one of the kernel.
     pub fn entry(comm: &str, pid: u32, names: &[&str], samples: u64, marked: bool) -> Entry {
         let user = names.iter().enumerate().map(|(at, name)| frame(name, 0x2000 + 16 * at as u64, false)).collect();
-        let kernel = vec![frame("vfs_read", 0xffff_ffff_8000_0010, true)];
+        let kernel = [frame("vfs_read", 0xffff_ffff_8000_0010, true)].into();
         Entry {
             cells: vec![
                 Cell::Uint(pid.into()),
