@@ -7,6 +7,7 @@
  * entered one, and any call from deeper down is part of it. Of the kernel: the tracepoints of its allocators.
  */
 #include "filter.bpf.h"
+#define STACKS_IN_PROBES
 #include "stack.bpf.h"
 #include "state.bpf.h"
 

@@ -78,12 +78,21 @@ enum stack_found {
 };
 
 /*
- * Find or make the entry of a walked stack of so many frames, in this slot of the scratch memory.
- *
- * A global function: its loops are verified once for a program, and not again for each of its stacks and for each state
- * in which the program may come by.
+ * 6.12 lets no global function be called with preemption disabled, as probes run (UNPREEMPTED): a tool that takes
+ * stacks in those defines STACKS_IN_PROBES.
  */
-__noinline u32 stack_find(u32 slot, u32 frames)
+#ifdef STACKS_IN_PROBES
+#define STACK_FUNCTION static __always_inline
+#else
+#define STACK_FUNCTION __noinline
+#endif
+
+/*
+ * Find or make the entry of a walked stack of so many frames, in this slot of the scratch memory. A global function:
+ * its loops are verified once for a program, and not again for each of its stacks and for each state in which it may
+ * come by.
+ */
+STACK_FUNCTION u32 stack_find(u32 slot, u32 frames)
 {
 	struct stack_walk_scratch *scratch = bpf_map_lookup_elem(&stack_walk_slots, &slot);
 	struct stack_seen *seen = NULL, fresh = {};

@@ -66,14 +66,15 @@ impl StackArgs {
     }
 }
 
-/// Make an object that is about to be loaded do without stacks: their maps are not created.
+/// Make an object that is about to be loaded do without stacks. Their maps are small then, but there: kernels before 6.8
+/// also verify global functions that no program calls, and stack_find() names them.
 ///
 /// # Errors
 /// As libbpf refuses.
 pub fn disable<'obj>(open: &mut impl OpenSkel<'obj>) -> Result<()> {
     for mut map in open.open_object_mut().maps_mut() {
         if map.name() == "stacks_seen" || map.name() == "stack_walk_slots" {
-            map.set_autocreate(false)?;
+            map.set_max_entries(1)?;
         }
     }
     Ok(())
