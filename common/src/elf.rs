@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
+use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -10,7 +12,8 @@ use object::elf::STT_FUNC;
 use object::read::elf::{ElfFile64, SectionHeader, Sym};
 use object::{Endianness, FileKind, Object, ObjectSection, ObjectSegment, ReadCache, ReadRef, SectionKind};
 
-use crate::{proc, prologue};
+use crate::proc;
+use crate::prologue::{self, Piece};
 
 /// More code than any program has. A file can claim to have more than there is memory for.
 const CODE_MAX: u64 = 1 << 30;
@@ -36,19 +39,62 @@ pub struct Function<T> {
 /// # Errors
 /// When the file cannot be read or is no ELF file.
 pub fn functions<T: Copy>(path: &Path, wanted: impl Fn(&str) -> Option<T>) -> Result<Vec<Function<T>>> {
-    let read = || read(&ReadCache::new(proc::open_regular(path)?), wanted);
+    let read = || {
+        let file = proc::open_regular(path)?;
+        read(&ReadCache::new(file.try_clone()?), &|at, bytes| file.read_exact_at(bytes, at), wanted)
+    };
     read().with_context(|| format!("cannot read {}", path.display()))
 }
 
-fn read<'data, T: Copy>(bytes: impl ReadRef<'data>, wanted: impl Fn(&str) -> Option<T>) -> Result<Vec<Function<T>>> {
+/// What fills bytes with those of a file from an offset on. A ReadCache would keep them.
+type ReadAt<'r> = &'r dyn Fn(u64, &mut [u8]) -> io::Result<()>;
+
+fn read<'data, T: Copy>(
+    bytes: impl ReadRef<'data>,
+    read_at: ReadAt<'_>,
+    wanted: impl Fn(&str) -> Option<T>,
+) -> Result<Vec<Function<T>>> {
     match FileKind::parse(bytes)? {
         FileKind::Elf32 => Ok(Vec::new()),
-        _ => find(&ElfFile64::<Endianness, _>::parse(bytes)?, wanted),
+        _ => find(&ElfFile64::<Endianness, _>::parse(bytes)?, read_at, wanted),
+    }
+}
+
+/// The code of a section, read in pieces: that of a large program is larger than what a tool may take.
+struct Code<'r> {
+    read_at: ReadAt<'r>,
+    /// Where in the file it begins.
+    start: u64,
+    size: usize,
+}
+
+impl Code<'_> {
+    /// How much is read at a time.
+    const PIECE: usize = 64 << 10;
+
+    /// So many bytes of it, as far as they are there.
+    fn bytes(&self, at: usize, length: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length.min(self.size.saturating_sub(at))];
+        (self.read_at)(self.start.saturating_add(at as u64), &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Go through a part of it, until `look` says that this is enough.
+    fn go_through(&self, part: Range<usize>, mut look: impl FnMut(Piece<'_>) -> bool) -> io::Result<()> {
+        for base in part.clone().step_by(Self::PIECE) {
+            let count = Self::PIECE.min(part.end - base);
+            let code = self.bytes(base, count + prologue::LONGEST)?;
+            if look(Piece { code: &code, base, count }) {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 
 fn find<'data, T: Copy, R: ReadRef<'data>>(
     file: &ElfFile64<'data, Endianness, R>,
+    read_at: ReadAt<'_>,
     wanted: impl Fn(&str) -> Option<T>,
 ) -> Result<Vec<Function<T>>> {
     let mut found: BTreeMap<u64, (T, u64)> = BTreeMap::new();
@@ -81,24 +127,35 @@ fn find<'data, T: Copy, R: ReadRef<'data>>(
             continue;
         }
         let Some(start) = file_offset(file, &range) else { continue };
-        let code = if section.size() <= CODE_MAX { section.data().unwrap_or_default() } else { &[] };
+        let in_file = section.file_range().map_or(0, |(_, size)| size.min(section.size()));
+        let code = Code { read_at, start, size: if in_file <= CODE_MAX { in_file as usize } else { 0 } };
         let begins: Vec<usize> = inside.iter().map(|(address, ..)| (address - range.start) as usize).collect();
-        let moves: Vec<usize> =
-            begins.iter().map(|&begin| prologue::probe_offset(code.get(begin..).unwrap_or_default())).collect();
+        let beginning = |begin: usize| code.bytes(begin, prologue::BEGINNING).unwrap_or_default();
+        let moves: Vec<usize> = begins.iter().map(|&begin| prologue::probe_offset(&beginning(begin))).collect();
         // A jump to the very beginning is the same as a call; one to any later place up to the probe is not.
         let skipped: Vec<_> = begins.iter().zip(&moves).map(|(&begin, &by)| begin + 1..begin + by + 1).collect();
-        let unsafe_to_move = if moves.iter().any(|&by| by > 0) {
-            prologue::jumps_into(code, &skipped)
-        } else {
-            vec![false; moves.len()]
-        };
+        let mut unsafe_to_move = vec![false; moves.len()];
+        if moves.iter().any(|&by| by > 0) {
+            let all = code.go_through(0..code.size, |piece| {
+                prologue::jumps_into(piece, &skipped, &mut unsafe_to_move);
+                false
+            });
+            if all.is_err() {
+                unsafe_to_move.fill(true);
+            }
+        }
         for (index, (_, tag, size)) in inside.iter().enumerate() {
             let by = if unsafe_to_move[index] { 0 } else { moves[index] };
             let begin = start + begins[index] as u64;
-            let body = begins[index]..begins[index].saturating_add(*size as usize).min(code.len());
-            let forwards = prologue::calls(code, body.clone())
-                .filter(|target| !body.contains(target))
-                .any(|target| range.start.checked_add(target as u64).is_some_and(|at| found.contains_key(&at)));
+            let body = begins[index]..begins[index].saturating_add(*size as usize).min(code.size);
+            let is_function =
+                |target: usize| range.start.checked_add(target as u64).is_some_and(|at| found.contains_key(&at));
+            let mut forwards = false;
+            // What cannot be read forwards nothing that is known.
+            let _ = code.go_through(body.clone(), |piece| {
+                forwards = prologue::calls(piece).any(|target| !body.contains(&target) && is_function(target));
+                forwards
+            });
             functions.push(Function { tag: *tag, offset: begin + by as u64, start: begin, forwards });
         }
     }
@@ -149,6 +206,14 @@ mod tests {
     const FILES: &[&[u8]] = &[include_bytes!("../corpus/library.elf")];
     const NAMES: [&str; 4] = ["malloc", "calloc", "realloc", "free"];
 
+    fn functions_of(bytes: &[u8]) -> Result<Vec<Function<usize>>> {
+        let read_at = |at: u64, into: &mut [u8]| {
+            let rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+            io::Read::read_exact(&mut &*rest, into)
+        };
+        read(bytes, &read_at, allocator)
+    }
+
     fn allocator(name: &str) -> Option<usize> {
         NAMES.iter().position(|known| *known == name)
     }
@@ -180,7 +245,7 @@ mod tests {
                 let start = if at < 16 { at * 8 } else { table + (at - 16) * 8 };
                 bytes.iter_mut().skip(start).zip(word.to_ne_bytes()).for_each(|(byte, new)| *byte = new);
             }
-            for function in read(&bytes[..], allocator).unwrap_or_default() {
+            for function in functions_of(&bytes).unwrap_or_default() {
                 prop_assert!(function.start <= function.offset && function.offset - function.start < 64);
             }
             prop_assert!(read_build_id(&bytes[..]).is_none_or(|id| id.len() < bytes.len()));
@@ -199,15 +264,15 @@ mod tests {
     fn sections_beyond_the_last_address_have_no_functions() {
         const ADDRESS: usize = 2;
         const SIZE: usize = 4;
-        assert_eq!(read(&with_text(SIZE, 0x72)[..], allocator).unwrap().len(), 4, "this is the header");
+        assert_eq!(functions_of(&with_text(SIZE, 0x72)).unwrap().len(), 4, "this is the header");
         for bytes in [with_text(ADDRESS, u64::MAX - 1), with_text(SIZE, u64::MAX - 1)] {
-            assert_eq!(read(&bytes[..], allocator).unwrap(), []);
+            assert_eq!(functions_of(&bytes).unwrap(), []);
         }
     }
 
     #[test]
     fn functions_of_a_library_are_found() {
-        let found = read(FILES[0], allocator).unwrap();
+        let found = functions_of(FILES[0]).unwrap();
         let mut tags: Vec<usize> = found.iter().map(|function| function.tag).collect();
         tags.sort_unstable();
         assert_eq!(tags, [0, 1, 2, 3]);

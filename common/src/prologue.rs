@@ -10,6 +10,8 @@ use std::ops::Range;
 
 /// How far a probe may move.
 const LIMIT: usize = 32;
+/// How many bytes of a function [`probe_offset`] looks at: those, and the longest instruction.
+pub const BEGINNING: usize = LIMIT + 16;
 
 /// Where to probe a function that begins with `code`, as an offset from its beginning: 0 where moving gains nothing.
 ///
@@ -98,29 +100,45 @@ fn operand(code: &[u8]) -> Option<usize> {
     Some(1 + usize::from(sib.is_some()) + displacement)
 }
 
-/// Where the calls and jumps in `body` may go to, as offsets in `code`. Every byte is taken for the beginning of one.
-pub fn calls(code: &[u8], body: Range<usize>) -> impl Iterator<Item = usize> {
-    body.filter(|&at| matches!(code.get(at), Some(0xe8 | 0xe9))).filter_map(|at| {
+/// A piece of code: what begins in its first `count` bytes, which are at `base`. More may follow, so that what begins
+/// there is whole.
+#[derive(Clone, Copy)]
+pub struct Piece<'c> {
+    /// The bytes.
+    pub code: &'c [u8],
+    /// Where they are, as an offset like those of targets and ranges.
+    pub base: usize,
+    /// How many are looked at as the beginning of something.
+    pub count: usize,
+}
+
+/// More bytes than any call or jump has.
+pub const LONGEST: usize = 8;
+
+/// Where the calls and jumps of a piece may go to. Every byte is taken for the beginning of one.
+pub fn calls(piece: Piece<'_>) -> impl Iterator<Item = usize> {
+    let Piece { code, base, count } = piece;
+    (0..count).filter(|&at| matches!(code.get(at), Some(0xe8 | 0xe9))).filter_map(move |at| {
         let displacement = code.get(at + 1..)?.first_chunk().map(|bytes| i32::from_le_bytes(*bytes))?;
-        usize::try_from(at as i64 + 5 + i64::from(displacement)).ok()
+        usize::try_from((base + at) as i64 + 5 + i64::from(displacement)).ok()
     })
 }
 
-/// For each of `ranges` (offsets in `code`, sorted), whether a jump may go to within it: a near one from anywhere, a
+/// Note for each of `ranges` (sorted) in `hit` where a jump of this piece may go to within it: a near one from anywhere, a
 /// short one from the function that the range is in, which begins just before it.
 ///
 /// Every byte is taken for the beginning of a jump, so the answer can be wrongly yes but not wrongly no for direct
 /// jumps.
-pub fn jumps_into(code: &[u8], ranges: &[Range<usize>]) -> Vec<bool> {
-    let mut hit = vec![false; ranges.len()];
-    for (at, &byte) in code.iter().enumerate() {
+pub fn jumps_into(piece: Piece<'_>, ranges: &[Range<usize>], hit: &mut [bool]) {
+    let Piece { code, base, count } = piece;
+    for (at, &byte) in code.iter().enumerate().take(count) {
         let near = |from: usize| {
             let displacement = code.get(from..from + 4)?.first_chunk().map(|bytes| i32::from_le_bytes(*bytes))?;
-            Some((from as i64 + 4 + i64::from(displacement), false))
+            Some(((base + from) as i64 + 4 + i64::from(displacement), false))
         };
         let jump = match byte {
             0x70..=0x7f | 0xe0..=0xe3 | 0xeb => {
-                code.get(at + 1).map(|&displacement| (at as i64 + 2 + i64::from(displacement as i8), true))
+                code.get(at + 1).map(|&displacement| ((base + at) as i64 + 2 + i64::from(displacement as i8), true))
             }
             0xe9 => near(at + 1),
             0x0f if matches!(code.get(at + 1), Some(0x80..=0x8f)) => near(at + 2),
@@ -131,12 +149,11 @@ pub fn jumps_into(code: &[u8], ranges: &[Range<usize>]) -> Vec<bool> {
         let after = ranges.partition_point(|range| range.start <= target);
         if let Some(index) = after.checked_sub(1)
             && ranges[index].contains(&target)
-            && (!short || at + 1 >= ranges[index].start)
+            && (!short || base + at + 1 >= ranges[index].start)
         {
             hit[index] = true;
         }
     }
-    hit
 }
 
 #[cfg(test)]
@@ -163,10 +180,22 @@ mod tests {
             let offset = probe_offset(&code);
             prop_assert!(offset < LIMIT + 15 && offset <= code.len());
             prop_assert!(offset == 0 || is_emulated(&code[offset..]));
-            prop_assert!(calls(&code, 0..code.len() + 9).count() <= code.len());
+            let piece = Piece { code: &code, base: 0, count: code.len() + 9 };
+            prop_assert!(calls(piece).count() <= code.len());
             let mut ranges: Vec<Range<usize>> = begins.iter().map(|(at, size)| *at..at + size).collect();
             ranges.sort_by_key(|range| range.start);
-            prop_assert_eq!(jumps_into(&code, &ranges).len(), ranges.len());
+            let mut whole = vec![false; ranges.len()];
+            jumps_into(piece, &ranges, &mut whole);
+            // In pieces it is the same.
+            let mut parts = vec![false; ranges.len()];
+            let mut targets = Vec::new();
+            for base in (0..code.len()).step_by(7) {
+                let piece = Piece { code: &code[base..code.len().min(base + 7 + LONGEST)], base, count: 7 };
+                jumps_into(piece, &ranges, &mut parts);
+                targets.extend(calls(piece));
+            }
+            prop_assert_eq!(parts, whole);
+            prop_assert_eq!(targets, calls(piece).collect::<Vec<_>>());
         }
 
         /// What a probe moves over has the length that the code was made with.
@@ -244,18 +273,24 @@ mod tests {
     #[test]
     fn calls_are_seen() {
         let code = [0x90, 0xe8, 0x02, 0, 0, 0, 0xc3, 0x90, 0xe9, 0xf3, 0xff, 0xff, 0xff];
-        assert_eq!(calls(&code, 0..code.len()).collect::<Vec<_>>(), [8, 0]);
-        assert_eq!(calls(&code, 2..7).count(), 0);
+        let from = |base: usize, count| calls(Piece { code: &code[base..], base, count }).collect::<Vec<_>>();
+        assert_eq!(from(0, code.len()), [8, 0]);
+        assert!(from(2, 5).is_empty());
     }
 
     #[test]
     fn jumps_backward_are_seen() {
         // nop; test %rdi,%rdi; je +3; dec %rdi; jmp back to the je
         let code = [0x90, 0x48, 0x85, 0xff, 0x74, 0x05, 0x48, 0xff, 0xcf, 0xeb, 0xf9, 0xc3];
-        assert_eq!(jumps_into(&code, &[1..3, 4..5]), [false, true]);
+        let hits = |code: &[u8], ranges: &[Range<usize>]| {
+            let mut hit = vec![false; ranges.len()];
+            jumps_into(Piece { code, base: 0, count: code.len() }, ranges, &mut hit);
+            hit
+        };
+        assert_eq!(hits(&code, &[1..3, 4..5]), [false, true]);
         // What would be a short jump from before is of another function, if it is one at all.
-        assert_eq!(jumps_into(&[0x74, 0x02, 0x90, 0x48, 0x85, 0xff], &[4..5, 5..6]), [false, false]);
+        assert_eq!(hits(&[0x74, 0x02, 0x90, 0x48, 0x85, 0xff], &[4..5, 5..6]), [false, false]);
         let far = [0xe9, 0xff, 0, 0, 0, 0x0f, 0x84, 0xf6, 0xff, 0xff, 0xff];
-        assert_eq!(jumps_into(&far, &[0..2, 9..12]), [true, false]);
+        assert_eq!(hits(&far, &[0..2, 9..12]), [true, false]);
     }
 }
