@@ -30,6 +30,7 @@ struct tcpdrop_event {
 	char comm[TASK_COMM_LEN];
 };
 EXPORT_TYPE(tcpdrop_event);
+SCRATCH(tcpdrop_event);
 
 #define TCPDROP_HAS_FLAGS (1 << 8)
 
@@ -149,34 +150,46 @@ static __always_inline bool read_socket(struct sk_buff *skb, struct sock *sk, st
 	return sock_owner_wants(owner, &event->pid, event->comm);
 }
 
-TRACEPOINT_HOOK(tcpdrop, kfree_skb, struct sk_buff *skb)
+/* Describe a packet; false where it is not wanted. */
+static __always_inline bool describe(unsigned long long *ctx, struct sk_buff *skb, struct tcpdrop_event *event)
 {
-	struct tcpdrop_event event = {};
 	struct sock *sk;
 
-	if (tcpdrop_has_reason) {
-		event.reason = (u32)ctx[2];
-		if (event.reason == tcpdrop_consumed)
-			return 0;
-	}
-	if (!read_headers(skb, &event))
-		return 0;
+	__builtin_memset(event, 0, sizeof(*event));
+	if (tcpdrop_has_reason)
+		event->reason = (u32)ctx[2];
+	if (!read_headers(skb, event))
+		return false;
 	sk = BPF_CORE_READ(skb, sk);
 	if (!sk && tcpdrop_has_socket)
 		sk = (void *)ctx[3];
-	if (!read_socket(skb, sk, &event))
-		return 0;
-	if (tcpdrop_has_reason && !tcpdrop_all && event.reason == tcpdrop_unspecified) {
+	if (!read_socket(skb, sk, event))
+		return false;
+	if (tcpdrop_has_reason && !tcpdrop_all && event->reason == tcpdrop_unspecified) {
 		atomic_add(&tcpdrop_unexplained, 1);
-		return 0;
+		return false;
 	}
-	event.length = BPF_CORE_READ(skb, len);
+	event->length = BPF_CORE_READ(skb, len);
 	/* A socket that is closed purges what nobody has read: data that is lost, but also the FIN, which did its work.
 	 */
-	if (!tcpdrop_all && event.reason == tcpdrop_purged && !event.length)
+	return tcpdrop_all || event->reason != tcpdrop_purged || event->length;
+}
+
+TRACEPOINT_HOOK(tcpdrop, kfree_skb, struct sk_buff *skb)
+{
+	struct tcpdrop_event *event;
+
+	if (tcpdrop_has_reason && (u32)ctx[2] == tcpdrop_consumed)
 		return 0;
-	event.time_ns = bpf_ktime_get_ns();
-	event.stack_id = stack_id(ctx, false);
-	stream_send(ctx, &event, sizeof(event));
+	/* Not on the stack, of which the verifier would follow what each way through the headers leaves there. */
+	event = tcpdrop_event_claim();
+	if (!event)
+		return 0;
+	if (describe(ctx, skb, event)) {
+		event->time_ns = bpf_ktime_get_ns();
+		event->stack_id = stack_id(ctx, false);
+		stream_send(ctx, event, sizeof(*event));
+	}
+	tcpdrop_event_release(event);
 	return 0;
 }

@@ -322,11 +322,8 @@ impl Loader {
         }
         self.say(|| format!("programs: {}", programs.join(" ")));
         let hooked = programs.iter().zip(&plan.hooks);
-        let typed: Vec<(&str, &str, &str)> = hooked
-            .map(|(program, chosen)| (program.as_str(), chosen.rung.as_str(), chosen.target.as_str()))
-            .filter(|(_, rung, _)| typed::is_typed(rung))
-            .collect();
-        let elsewhere = typed::note(&self.btf, &typed);
+        let hooked = hooked.map(|(program, chosen)| (program.as_str(), chosen.rung.as_str(), chosen.target.as_str()));
+        let elsewhere = typed::note(&self.btf, hooked);
         for mut program in object.progs_mut() {
             let index = programs.iter().position(|name| program.name().to_str() == Some(name));
             program.set_autoload(index.is_some());

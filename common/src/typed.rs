@@ -57,21 +57,19 @@ pub(crate) fn is_typed(section: &str) -> bool {
     SECTIONS.iter().any(|(name, ..)| *name == section)
 }
 
-/// Note what these programs (name, section, and what they are hooked to) are hooked to, for when they are loaded. Those
-/// of which that is no type of the kernel itself are returned.
-pub(crate) fn note<'p>(btf: &Btf, programs: &[(&'p str, &str, &str)]) -> Vec<&'p str> {
-    let wanted: Vec<(u32, String)> = programs
-        .iter()
-        .filter_map(|(_, section, target)| {
-            let (.., kind, prefix) = SECTIONS.iter().find(|(name, ..)| name == section)?;
-            Some((*kind, format!("{prefix}{target}")))
-        })
-        .collect();
+/// Note what those of these programs (name, section, and what it is hooked to) are hooked to that this is about, for when
+/// they are loaded. Those whose type is none of the kernel itself are returned.
+pub(crate) fn note<'p>(btf: &Btf, programs: impl Iterator<Item = (&'p str, &'p str, &'p str)>) -> Vec<&'p str> {
+    let typed = programs.filter_map(|(program, section, target)| {
+        let (.., kind, prefix) = SECTIONS.iter().find(|(name, ..)| *name == section)?;
+        Some((program, (*kind, format!("{prefix}{target}"))))
+    });
+    let (typed, wanted): (Vec<&str>, Vec<(u32, String)>) = typed.unzip();
     let (mut ids, mut unknown) = (HashMap::new(), Vec::new());
-    for ((program, ..), id) in programs.iter().zip(btf.ids(&wanted)) {
-        match id.zip(CString::new(*program).ok()) {
+    for (program, id) in typed.into_iter().zip(btf.ids(&wanted)) {
+        match id.zip(CString::new(program).ok()) {
             Some((id, program)) => drop(ids.insert(program, id)),
-            None => unknown.push(*program),
+            None => unknown.push(program),
         }
     }
     if let Ok(mut noted) = IDS.lock() {
