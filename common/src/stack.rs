@@ -24,8 +24,8 @@ const RECORD: u64 = 0x8000_736b_6361_7473;
 const NONE: u64 = 0;
 /// The id of every stack that could not be walked.
 pub const LOST: u64 = 1;
-/// Frames kept at most, of all stacks together: 64 MiB.
-const HELD_MAX: usize = 8 << 20;
+/// How much memory stacks may take, with what is known of the processes that they are of.
+const HELD_MAX: usize = 64 << 20;
 /// The kernel's own way into a traced program, which stands above the frames of interest.
 const TRACER_PREFIXES: [&str; 5] = ["bpf_prog_", "bpf_trace_run", "__bpf_trace_", "__traceiter_", "bpf_get_stack"];
 
@@ -326,6 +326,11 @@ struct Walked {
 }
 
 impl Walked {
+    /// The memory it takes, with its place in a table that is three quarters full and what malloc adds, in bytes.
+    fn cost(&self) -> usize {
+        (size_of::<(u64, Self)>() * 4).div_ceil(3) + 32 + self.ips.len() * size_of::<u64>()
+    }
+
     /// The frames, each with the address by which its function is found: a call can be the last instruction of its
     /// function, so a return address is looked up by the byte before it.
     fn lookups(&self) -> impl Iterator<Item = (u64, u64)> {
@@ -337,6 +342,7 @@ impl Walked {
 #[derive(Default)]
 pub struct Stacks {
     walked: HashMap<u64, Walked>,
+    /// The memory that they take, in bytes.
     held: usize,
     made_room: Option<Instant>,
     symbols: Symbols,
@@ -381,7 +387,7 @@ impl Stacks {
             return true;
         }
         let frames = frames.min(FRAMES_MAX) as usize;
-        if self.held + frames > HELD_MAX && !self.make_room() {
+        if self.is_full() && !self.make_room() {
             return true;
         }
         let ips: Box<[u64]> = (0..frames).map_while(|index| word(5 + index)).collect();
@@ -389,9 +395,14 @@ impl Stacks {
         if let Some(space) = space {
             self.symbols.see(space, &ips);
         }
-        self.held += ips.len();
-        self.walked.insert(id, Walked { check, lost: false, space, ips });
+        let walked = Walked { check, lost: false, space, ips };
+        self.held += walked.cost();
+        self.walked.insert(id, walked);
         true
+    }
+
+    fn is_full(&self) -> bool {
+        self.held + self.symbols.held() > HELD_MAX
     }
 
     /// Forget the stacks of processes that have gone, but not again and again where that helps little. False when
@@ -403,12 +414,12 @@ impl Stacks {
         let mut lives: HashMap<u32, bool> = HashMap::new();
         self.walked.retain(|_, walked| {
             let keep = walked.space.is_none_or(|(tgid, _)| *lives.entry(tgid).or_insert_with(|| proc::exists(tgid)));
-            self.held -= if keep { 0 } else { walked.ips.len() };
+            self.held = self.held.saturating_sub(if keep { 0 } else { walked.cost() });
             keep
         });
         self.symbols.forget(|(tgid, _)| lives.get(&tgid) == Some(&false));
         self.made_room = Some(Instant::now());
-        self.held + FRAMES_MAX as usize <= HELD_MAX
+        !self.is_full()
     }
 
     /// Take the one user frame that is known of a thread that could not be walked; its id.
@@ -418,7 +429,11 @@ impl Stacks {
         let id = (u64::from(tgid) << 42) ^ address ^ u64::MAX;
         let space = (tgid, 0);
         self.symbols.see(space, &[address]);
-        self.walked.insert(id, Walked { check: id, lost: false, space: Some(space), ips: [address].into() });
+        let walked = Walked { check: id, lost: false, space: Some(space), ips: [address].into() };
+        self.held += walked.cost();
+        if let Some(same) = self.walked.insert(id, walked) {
+            self.held = self.held.saturating_sub(same.cost());
+        }
         id
     }
 
@@ -523,6 +538,21 @@ mod tests {
 
     fn stack(names: &[&str], kernel: bool) -> Option<Stack> {
         Some(Stack { frames: names.iter().map(|name| frame(name, kernel)).collect(), lost: false })
+    }
+
+    #[test]
+    fn what_stacks_take_has_a_bound() {
+        let mut stacks = Stacks::default();
+        let nobody = 1 << 30;
+        let ips: Vec<u64> = (1..100).collect();
+        for id in 2..150_000 {
+            assert!(stacks.event(&record(id, id, nobody, &ips)));
+        }
+        let held: usize = stacks.walked.values().map(Walked::cost).sum();
+        assert_eq!(held, stacks.held);
+        assert!(stacks.held + stacks.symbols.held() < HELD_MAX + 4096, "{}", stacks.held);
+        // Those of a process that has gone made room for others.
+        assert!((1..149_998).contains(&stacks.count()), "{}", stacks.count());
     }
 
     #[test]

@@ -109,6 +109,12 @@ struct Image {
 }
 
 impl Image {
+    /// The memory it takes, in bytes: as for stacks, and each mapping with the path of its file.
+    fn cost(&self) -> usize {
+        const PATH: usize = 64;
+        (size_of::<(Space, Self)>() * 4).div_ceil(3) + self.mappings.len() * (size_of::<Mapping>() + PATH)
+    }
+
     fn mapping(&self, address: u64) -> Option<&Mapping> {
         let after = self.mappings.partition_point(|mapping| mapping.start <= address);
         self.mappings[..after].last().filter(|mapping| address < mapping.end)
@@ -185,6 +191,7 @@ fn parse_mappings(text: &[u8]) -> Vec<Mapping> {
         };
         mappings.push(Mapping { start, end, offset, backing });
     }
+    mappings.shrink_to_fit();
     mappings
 }
 
@@ -236,6 +243,8 @@ impl Files {
 /// Knows where addresses belong, and their names.
 pub struct Symbols {
     images: HashMap<Space, Image>,
+    /// The memory that these take, in bytes.
+    held: usize,
     /// What processes had mapped before any stack of theirs came.
     expected: HashMap<u32, Vec<Mapping>>,
     files: Files,
@@ -249,6 +258,7 @@ impl Default for Symbols {
     fn default() -> Self {
         Self {
             images: HashMap::new(),
+            held: 0,
             expected: HashMap::new(),
             files: Files::default(),
             names: HashMap::new(),
@@ -278,6 +288,7 @@ impl Symbols {
             return;
         }
         let (tgid, _) = space;
+        self.held = self.held.saturating_sub(self.images.get(&space).map_or(0, Image::cost));
         let image = self.images.entry(space).or_default();
         let due = image.looked.is_none_or(|looked| looked.elapsed() >= image.look_again);
         if due && addresses.iter().any(|address| image.mapping(*address).is_none()) {
@@ -289,6 +300,7 @@ impl Symbols {
                 image.mappings.clone_from(expected);
             }
         }
+        self.held += image.cost();
         for address in addresses {
             let Some(mapping) = image.mapping(*address) else {
                 continue;
@@ -302,9 +314,15 @@ impl Symbols {
         }
     }
 
+    /// How much memory is taken by what is known of processes, in bytes.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
     /// Forget what these address spaces had mapped.
     pub fn forget(&mut self, gone: impl Fn(Space) -> bool) {
         self.images.retain(|space, _| !gone(*space));
+        self.held = self.images.values().map(Image::cost).sum();
         self.names.retain(|place, _| !matches!(place, Place::Made(space, _) if gone(*space)));
     }
 
