@@ -95,7 +95,7 @@ enum stack_found {
 STACK_FUNCTION u32 stack_find(u32 slot, u32 frames)
 {
 	struct stack_walk_scratch *scratch = bpf_map_lookup_elem(&stack_walk_slots, &slot);
-	struct stack_seen *seen = NULL, fresh = {};
+	struct stack_seen *seen, fresh = {};
 	struct stack_walk *record;
 	u64 id, check;
 

@@ -371,6 +371,12 @@ pub fn explain_refusal(errno: i32) -> &'static str {
     }
 }
 
+/// The size of a page, in bytes.
+pub fn page_size() -> usize {
+    // SAFETY: reads a constant of the system, which every system has.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+}
+
 /// What the kernel says of a loaded program.
 pub fn program_info(program: BorrowedFd<'_>) -> Option<libbpf_sys::bpf_prog_info> {
     let mut info = libbpf_sys::bpf_prog_info::default();

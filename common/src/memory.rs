@@ -1,6 +1,11 @@
-//! How much memory a tool takes at most.
+//! How much memory a tool takes.
 
 use std::{fs, ptr};
+
+/// The memory of an entry of a hash table that is three quarters full, in bytes.
+pub(crate) const fn of_entry<K, V>() -> usize {
+    (size_of::<(K, V)>() * 4).div_ceil(3)
+}
 
 /// Let go of memory that served what is over: what is free, and the pages of code, which come back from the page cache as
 /// they are needed. What a tool takes at most is then that of one of its steps (options, loading, events), not of all.

@@ -1,6 +1,7 @@
 //! The report of a tool whose results are stacks: its options, its four shapes (entries of lines, folded lines, JSON,
 //! CSV), and the files beside it.
 
+use std::borrow::Borrow;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -247,8 +248,9 @@ impl StackReport {
     }
 
     /// Print one line a stack.
-    pub fn folded(&self, out: &mut Out, entries: impl Iterator<Item = Entry>) {
-        let lines = entries.map(|entry| (entry.folded(self.style, self.delimited), self.drawn(&entry)));
+    pub fn folded(&self, out: &mut Out, entries: impl Iterator<Item = impl Borrow<Entry>>) {
+        let line = |entry: &Entry| (entry.folded(self.style, self.delimited), self.drawn(entry));
+        let lines = entries.map(|entry| line(entry.borrow()));
         for (line, value) in stack::merge(lines) {
             out.text(format!("{line} {}\n", value / self.shape.divisor));
         }

@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 use libbpf_rs::{Map, MapCore};
 use memmap2::{MmapOptions, MmapRaw};
 
+use crate::kernel::page_size;
+
 /// Before each record: its length with two flags, and a word that only the kernel needs
 /// (`BPF_RINGBUF_BUSY_BIT`, `BPF_RINGBUF_DISCARD_BIT`, `BPF_RINGBUF_HDR_SZ` of include/uapi/linux/bpf.h).
 const BUSY: u32 = 1 << 31;
@@ -73,11 +75,6 @@ impl<'m> Ring<'m> {
         // SAFETY: `size` bytes are mapped there, and the kernel lets records be read until they are given back.
         unsafe { drain(consumed, produced, data, self.size, &mut self.whole, take) }
     }
-}
-
-fn page_size() -> usize {
-    // SAFETY: reads a constant of the system.
-    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
 
 /// # Safety

@@ -9,7 +9,7 @@ use libbpf_rs::{Link, ProgramMut};
 use nix::errno::Errno;
 
 use crate::fault::unsupported;
-use crate::privilege;
+use crate::{kernel, privilege};
 
 /// How often to sample, on each CPU.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -78,8 +78,7 @@ impl EventBuffer {
     const PAGES: usize = 16;
 
     fn map(event: &OwnedFd) -> Option<Self> {
-        // SAFETY: a plain query.
-        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
+        let page = kernel::page_size();
         let size = page * (1 + Self::PAGES);
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a fresh mapping of a descriptor that we own; the result is checked.

@@ -11,6 +11,7 @@ use libbpf_rs::skel::OpenSkel;
 use serde_json::{Value, json};
 
 use crate::load::Knobs;
+use crate::memory;
 use crate::proc;
 use crate::schema::{self, Field};
 use crate::symbol::{Module, Space, Symbol, Symbols};
@@ -326,9 +327,9 @@ struct Walked {
 }
 
 impl Walked {
-    /// The memory it takes, with its place in a table that is three quarters full and what malloc adds, in bytes.
+    /// The memory it takes, with what malloc adds, in bytes.
     fn cost(&self) -> usize {
-        (size_of::<(u64, Self)>() * 4).div_ceil(3) + 32 + self.ips.len() * size_of::<u64>()
+        memory::of_entry::<u64, Self>() + 32 + self.ips.len() * size_of::<u64>()
     }
 
     /// The frames, each with the address by which its function is found: a call can be the last instruction of its
@@ -395,10 +396,14 @@ impl Stacks {
         if let Some(space) = space {
             self.symbols.see(space, &ips);
         }
-        let walked = Walked { check, lost: false, space, ips };
-        self.held += walked.cost();
-        self.walked.insert(id, walked);
+        self.hold(id, Walked { check, lost: false, space, ips });
         true
+    }
+
+    fn hold(&mut self, id: u64, walked: Walked) {
+        self.held += walked.cost();
+        let former = self.walked.insert(id, walked);
+        self.held -= former.map_or(0, |former| former.cost());
     }
 
     fn is_full(&self) -> bool {
@@ -414,7 +419,7 @@ impl Stacks {
         let mut lives: HashMap<u32, bool> = HashMap::new();
         self.walked.retain(|_, walked| {
             let keep = walked.space.is_none_or(|(tgid, _)| *lives.entry(tgid).or_insert_with(|| proc::exists(tgid)));
-            self.held = self.held.saturating_sub(if keep { 0 } else { walked.cost() });
+            self.held -= if keep { 0 } else { walked.cost() };
             keep
         });
         self.symbols.forget(|(tgid, _)| lives.get(&tgid) == Some(&false));
@@ -429,11 +434,7 @@ impl Stacks {
         let id = (u64::from(tgid) << 42) ^ address ^ u64::MAX;
         let space = (tgid, 0);
         self.symbols.see(space, &[address]);
-        let walked = Walked { check: id, lost: false, space: Some(space), ips: [address].into() };
-        self.held += walked.cost();
-        if let Some(same) = self.walked.insert(id, walked) {
-            self.held = self.held.saturating_sub(same.cost());
-        }
+        self.hold(id, Walked { check: id, lost: false, space: Some(space), ips: [address].into() });
         id
     }
 

@@ -18,7 +18,7 @@ use blazesym::symbolize::source::{Elf, Kernel, Process, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 use blazesym::{MaybeDefault, Pid};
 
-use crate::{elf, proc};
+use crate::{elf, memory, proc};
 
 /// Files kept open for their symbols; of further ones only the path is kept.
 const OPEN_FILES_MAX: usize = 256;
@@ -112,7 +112,7 @@ impl Image {
     /// The memory it takes, in bytes: as for stacks, and each mapping with the path of its file.
     fn cost(&self) -> usize {
         const PATH: usize = 64;
-        (size_of::<(Space, Self)>() * 4).div_ceil(3) + self.mappings.len() * (size_of::<Mapping>() + PATH)
+        memory::of_entry::<Space, Self>() + self.mappings.len() * (size_of::<Mapping>() + PATH)
     }
 
     fn mapping(&self, address: u64) -> Option<&Mapping> {
@@ -288,10 +288,15 @@ impl Symbols {
             return;
         }
         let (tgid, _) = space;
-        self.held = self.held.saturating_sub(self.images.get(&space).map_or(0, Image::cost));
-        let image = self.images.entry(space).or_default();
+        let held = &mut self.held;
+        let image = self.images.entry(space).or_insert_with(|| {
+            let image = Image::default();
+            *held += image.cost();
+            image
+        });
         let due = image.looked.is_none_or(|looked| looked.elapsed() >= image.look_again);
         if due && addresses.iter().any(|address| image.mapping(*address).is_none()) {
+            self.held -= image.cost();
             image.look(tgid);
             // It has gone, and was what we expected.
             if image.mappings.is_empty()
@@ -299,8 +304,8 @@ impl Symbols {
             {
                 image.mappings.clone_from(expected);
             }
+            self.held += image.cost();
         }
-        self.held += image.cost();
         for address in addresses {
             let Some(mapping) = image.mapping(*address) else {
                 continue;

@@ -29,8 +29,10 @@ struct Bounds {
     maps: u64,
 }
 
-/// Of tools that write and forget. One file may just be open, such as /proc/meminfo.
-const LEAN: Bounds = Bounds { resident: 12 << 10, growth: 512, files: 1, maps: 24 << 10 };
+/// Of tools that write and forget.
+const LEAN: Bounds = Bounds { resident: 12 << 10, growth: 512, files: 0, maps: 24 << 10 };
+/// Of those that open a file for each of their reports, which may just be open.
+const READER: Bounds = Bounds { files: 1, ..LEAN };
 /// Of those that keep stacks until the end: every program that is executed brings new ones, of which common::stack keeps
 /// 64 MiB with what finds them, and files, of which common::symbol keeps 256.
 const STACKS: Bounds = Bounds { resident: 160 << 10, growth: 128 << 10, files: 256, maps: 64 << 10 };
@@ -40,7 +42,7 @@ const TOOLS: &[(&str, &str, Bounds)] = &[
     ("biolatency", "--json 1", LEAN),
     ("biosnoop", "--json", LEAN),
     ("biotop", "--json 1", LEAN),
-    ("cachestat", "--json 1", LEAN),
+    ("cachestat", "--json 1", READER),
     ("cpudist", "--json -P 1", Bounds { resident: 40 << 10, growth: 32 << 10, ..LEAN }),
     ("execsnoop", "--json", LEAN),
     ("exitsnoop", "--json", LEAN),
@@ -68,7 +70,7 @@ const TOOLS: &[(&str, &str, Bounds)] = &[
     ("tcpdrop", "--json", STACKS),
     ("tcplife", "--json", LEAN),
     ("tcpretrans", "--json", LEAN),
-    ("tcptop", "--json 1", LEAN),
+    ("tcptop", "--json 1", READER),
 ];
 
 /// These say all that they have to say at their end.

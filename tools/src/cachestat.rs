@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use bpf::cachestat::CachestatSkelBuilder;
 use clap::Parser;
 use common::cli::{EverySecond, Output, Tool};
+use common::kernel;
 use common::load::{Hook, Loader, hook, optional_hook, way};
 use common::out::{Cell, Column, Out, Rows};
 use common::proc;
@@ -181,9 +182,7 @@ pub fn run(args: Args) -> Result<()> {
         hooks.push(hook("cachestat_free"));
     }
     let knobs = open.maps.rodata_data.as_deref_mut().context("no constants")?;
-    // SAFETY: reads a constant of the system.
-    let page_size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    knobs.page_shift = page_size.max(1).ilog2();
+    knobs.page_shift = kernel::page_size().ilog2();
     let loaded = loader.load(open, &hooks, target)?;
 
     let shown = |key: &str| match key {

@@ -20,6 +20,7 @@ use common::elf::Function;
 use common::export::svg::Palette;
 use common::export::{Entry, ExportArgs, Measure, Shape, Unit};
 use common::fault::{unsupported, usage};
+use common::kernel;
 use common::load::{Hook, Loader, Way, hook, optional_hook, way};
 use common::out::{Cell, Column, Out, Rows, warn};
 use common::privilege;
@@ -312,7 +313,7 @@ impl Report for View<'_> {
             self.owner = self.owner();
             let entries: Vec<Entry> = sorted.iter().map(|(id, outstanding)| self.entry(*id, outstanding)).collect();
             if self.args.exports.folded && self.out.format() == Format::Text {
-                self.report.folded(&mut self.out, entries.iter().cloned());
+                self.report.folded(&mut self.out, entries.iter());
                 self.report.keep(entries);
                 return Ok(());
             }
@@ -715,8 +716,7 @@ pub fn run(args: Args) -> Result<()> {
     let held = process.as_ref().is_some_and(|process| process.child.is_some());
     knobs.await_exec = held;
     knobs.stop_on_map = held;
-    // SAFETY: a plain query of the C library.
-    knobs.page_size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64;
+    knobs.page_size = kernel::page_size() as u64;
     if process.is_none() {
         configure_tracepoints(&loader, knobs);
     }

@@ -9,6 +9,7 @@ use clap::Parser;
 use common::cgroup::Tree;
 use common::cli::{Output, Tool};
 use common::event::{Clock, EventView, Events};
+use common::kernel;
 use common::load::{Hook, Loader, hook, way};
 use common::out::{Cell, Column};
 use common::proc;
@@ -136,9 +137,7 @@ pub fn run(args: Args) -> Result<()> {
 
 /// How many KiB a page has.
 fn page_kib() -> u64 {
-    // SAFETY: reads a constant of the system.
-    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    u64::try_from(bytes).map_or(4, |bytes| bytes >> 10)
+    kernel::page_size() as u64 >> 10
 }
 
 /// The function that says what memory is wanted for.
